@@ -1,0 +1,4 @@
+//! Sentry.
+#![forbid(unsafe_code)]
+
+fn main() {}

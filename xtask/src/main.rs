@@ -1,0 +1,3 @@
+//! The code behind the Makefile.
+
+fn main() {}
