@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* Aggregation in the kernel: every value lives in memory that the agent has
+ * mapped, so that a scrape reads it without a syscall and nothing ever wakes
+ * the agent. All probes share these maps; the agent sets their sizes. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#include "histogram.h"
+#include "kernel.h"
+#include "series.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Counts series inserted. While it stands still the index has nothing new, and a
+ * scrape need not look. Set by the loader, like each probe's own cells. */
+const volatile __u32 counter_inserts;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct histogram);
+} histograms SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct series_key);
+	__type(value, struct series);
+} series_index SEC(".maps");
+
+/* Free cells. The agent fills them at the start and again as workloads go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1);
+	__uint(key_size, 0);
+	__uint(value_size, sizeof(__u16));
+} free_histograms SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1);
+	__uint(key_size, 0);
+	__uint(value_size, sizeof(__u16));
+} free_counters SEC(".maps");
+
+static __always_inline void counter_add(__u32 cell, __u64 n)
+{
+	__u64 *counter = bpf_map_lookup_elem(&counters, &cell);
+
+	if (counter)
+		__sync_fetch_and_add(counter, n);
+}
+
+/* A function of its own, global so that the verifier walks its branches once and
+ * not at each of its callers; two histograms in one program would multiply them. */
+__noinline __u32 histogram_bucket(__u64 ns)
+{
+	return histogram_bucket_of(ns);
+}
+
+static __always_inline void histogram_add(__u32 cell, __u64 ns)
+{
+	struct histogram *histogram = bpf_map_lookup_elem(&histograms, &cell);
+	__u32 bucket = histogram_bucket(ns);
+
+	if (!histogram || bucket >= HISTOGRAM_BUCKETS)
+		return;
+	__sync_fetch_and_add(&histogram->buckets[bucket], 1);
+	__sync_fetch_and_add(&histogram->sum_ns, ns);
+}
+
+/* Gives a series its cells. Two CPUs can be here with the same key: BPF_NOEXIST
+ * lets one win, and the other gives its cells back. NULL when no cell is free or
+ * the index is full. */
+static __noinline struct series *series_insert(const struct series_key *key, __u32 cells)
+{
+	struct series fresh = {
+		.histogram = { CELL_NONE, CELL_NONE },
+		.counter = CELL_NONE,
+	};
+	struct series *series = NULL;
+
+	if (cells == 0) {
+		if (bpf_map_pop_elem(&free_counters, &fresh.counter))
+			fresh.counter = CELL_NONE;
+		else
+			series = &fresh;
+	} else if (bpf_map_pop_elem(&free_histograms, &fresh.histogram[0])) {
+		fresh.histogram[0] = CELL_NONE;
+	} else if (cells == 1) {
+		series = &fresh;
+	} else if (bpf_map_pop_elem(&free_histograms, &fresh.histogram[1])) {
+		fresh.histogram[1] = CELL_NONE;
+	} else {
+		series = &fresh;
+	}
+
+	if (series && !bpf_map_update_elem(&series_index, key, &fresh, BPF_NOEXIST)) {
+		counter_add(counter_inserts, 1);
+		return bpf_map_lookup_elem(&series_index, key);
+	}
+	if (fresh.counter != CELL_NONE)
+		bpf_map_push_elem(&free_counters, &fresh.counter, BPF_ANY);
+	if (fresh.histogram[0] != CELL_NONE)
+		bpf_map_push_elem(&free_histograms, &fresh.histogram[0], BPF_ANY);
+	if (fresh.histogram[1] != CELL_NONE)
+		bpf_map_push_elem(&free_histograms, &fresh.histogram[1], BPF_ANY);
+	return bpf_map_lookup_elem(&series_index, key);
+}
+
+/* The series of a key, made at its first event. `cells`: how many histograms it
+ * has; 0 for a series that only counts. */
+static __always_inline struct series *series_of(const struct series_key *key, __u32 cells)
+{
+	struct series *series = bpf_map_lookup_elem(&series_index, key);
+
+	return series ? series : series_insert(key, cells);
+}
+
+/* Adds to a series that only counts; the cell `other` and the counter `overflow`
+ * take what finds no room. */
+static __always_inline void series_count(const struct series_key *key, __u64 n, __u32 other,
+					 __u32 overflow)
+{
+	struct series *series = series_of(key, 0);
+
+	if (!series)
+		counter_add(overflow, 1);
+	counter_add(series ? series->counter : other, n);
+}
+
+/* Names the workload of a key by its cgroup. */
+static __always_inline void series_key_cgroup(struct series_key *key, struct cgroup *cgroup)
+{
+	key->cgroup_id = cgroup->kn->id;
+	key->hierarchy = cgroup->root->hierarchy_id;
+}

@@ -1,0 +1,115 @@
+//! Compiles the probes' programs with clang and makes Rust types of the headers that
+//! both sides share.
+//!
+//! Each folder of `src/` with a `probe.bpf.c` is a probe. All of them go into one object,
+//! so that they share their maps and the kernel's BTF is read once.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, exit},
+};
+
+fn main() {
+    if let Err(message) = build() {
+        println!("cargo::error={message}");
+        exit(1);
+    }
+}
+
+fn build() -> Result<(), String> {
+    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed=src");
+    println!("cargo::rerun-if-env-changed=CLANG");
+    let out = PathBuf::from(env::var("OUT_DIR").map_err(|error| error.to_string())?);
+    let folders = probe_folders(Path::new("src"))?;
+    let mut includes = vec!["-Ibpf".to_owned(), "-Isrc".to_owned()];
+    // Debian keeps <asm/types.h> per architecture.
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").map_err(|error| error.to_string())?;
+    includes.push(format!("-I/usr/include/{arch}-linux-gnu"));
+    compile(&out, &folders, &includes)?;
+    bind(&out, &folders, &includes)
+}
+
+fn probe_folders(source: &Path) -> Result<Vec<String>, String> {
+    let mut folders: Vec<String> = fs::read_dir(source)
+        .map_err(|error| format!("{}: {error}", source.display()))?
+        .filter_map(Result::ok)
+        .filter(|entry| entry.path().join("probe.bpf.c").exists())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    folders.sort();
+    Ok(folders)
+}
+
+/// One line of `#include` a folder, for the object and for the bindings.
+fn include_all(
+    out: &Path,
+    name: &str,
+    head: &str,
+    folders: &[String],
+    file: &str,
+) -> Result<PathBuf, String> {
+    let path = out.join(name);
+    let lines: String = folders
+        .iter()
+        .map(|folder| format!("#include \"{folder}/{file}\"\n"))
+        .collect();
+    fs::write(&path, format!("{head}{lines}"))
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(path)
+}
+
+fn compile(out: &Path, folders: &[String], includes: &[String]) -> Result<(), String> {
+    let source = include_all(out, "probes.bpf.c", "", folders, "probe.bpf.c")?;
+    let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
+    // v3 has 32-bit registers and jumps, which 5.10 runs; its atomics that return a
+    // value need 5.12, and no program uses one.
+    let output = Command::new(&clang)
+        .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror"])
+        .args(includes)
+        .arg("-c")
+        .arg(&source)
+        .arg("-o")
+        .arg(out.join("probes.bpf.o"))
+        .output()
+        .map_err(|error| {
+            format!("{clang} cannot be run ({error}): the eBPF programs need it; install the package clang")
+        })?;
+    let messages = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        return Ok(());
+    }
+    if messages.contains("bpf/bpf_helpers.h' file not found") {
+        return Err("bpf/bpf_helpers.h is missing: install the package libbpf-dev".to_owned());
+    }
+    if messages.contains("' file not found") && messages.contains("linux/") {
+        return Err(
+            "the kernel's user headers are missing: install the package linux-libc-dev".to_owned(),
+        );
+    }
+    Err(messages.replace('\n', "\ncargo::error="))
+}
+
+fn bind(out: &Path, folders: &[String], includes: &[String]) -> Result<(), String> {
+    let head = "#include \"histogram.h\"\n#include \"series.h\"\n";
+    let header = include_all(out, "wire.h", head, folders, "wire.h")?;
+    let path = out.join("wire.rs");
+    bindgen::Builder::default()
+        .header(header.display().to_string())
+        .clang_args(includes)
+        .allowlist_file(".*/(wire|histogram|series)\\.h")
+        .allowlist_recursively(true)
+        .blocklist_item("__.*_t")
+        .prepend_enum_name(false)
+        .default_enum_style(bindgen::EnumVariation::Consts)
+        .derive_default(true)
+        .derive_eq(true)
+        .derive_hash(true)
+        .derive_ord(true)
+        .layout_tests(false)
+        .generate()
+        .map_err(|error| format!("bindgen: {error}"))?
+        .write_to_file(&path)
+        .map_err(|error| format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,168 @@
+//! Disk I/O: how long it takes from its creation and at the device, how much, and its errors.
+
+use crate::{
+    Cell, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample, Series, SeriesKey,
+    spec::{Fallback, Variant},
+    wire::{
+        DISK_COUNTER_OTHER_ERROR, DISK_COUNTER_OVERFLOW, DISK_COUNTER_UNTIMED,
+        DISK_COUNTER_UNTRACKED, DISK_COUNTERS, DISK_HISTOGRAM_OTHER_DEVICE,
+        DISK_HISTOGRAM_OTHER_IO, DISK_HISTOGRAMS, DISK_KIND_ERROR, DISK_KIND_IO,
+        DISK_OPERATION_FLUSH, DISK_PROBE,
+    },
+};
+
+pub(crate) const PROBE: Probe = Probe {
+    name: "disk",
+    summary: "disk I/O: duration from creation and at the device, bytes, errors",
+    number: DISK_PROBE as u8,
+    metrics: &[
+        Metric {
+            name: "sentry_disk_io_duration_seconds",
+            help: "Time from the creation of a block request to its completion; failed requests are not in it",
+            kind: MetricKind::Histogram,
+            labels: &["device", "operation"],
+            source: "block_rq_complete: now - request.start_time_ns",
+        },
+        Metric {
+            name: "sentry_disk_device_duration_seconds",
+            help: "Time from the issue of a block request to the device to its completion",
+            kind: MetricKind::Histogram,
+            labels: &["device", "operation"],
+            source: "block_rq_complete: now - request.io_start_time_ns; for devices that keep none, now - block_rq_issue",
+        },
+        Metric {
+            name: "sentry_disk_bytes_total",
+            help: "Bytes moved by completed block requests",
+            kind: MetricKind::Counter,
+            labels: &["device", "operation"],
+            source: "block_rq_complete: nr_bytes",
+        },
+        Metric {
+            name: "sentry_disk_errors_total",
+            help: "Block requests that failed",
+            kind: MetricKind::Counter,
+            labels: &["device", "operation", "error"],
+            source: "block_rq_complete: error",
+        },
+    ],
+    rungs: &[Rung {
+        hook: "tp_btf",
+        variants: &[Variant {
+            programs: &[("disk_complete", "block_rq_complete")],
+            table: None,
+            note: "",
+        }],
+    }],
+    fallback: Some(Fallback {
+        trigger: DISK_COUNTER_UNTIMED as u16,
+        program: ("disk_issue", "block_rq_issue"),
+        table: ("disk_issued", 4096),
+        reason: Reason::NoTimestamps,
+        detail: "a device gives its requests no time stamps (queue/iostats is 0, or no writeback throttling): there, durations run from the issue to the device",
+    }),
+    histograms: DISK_HISTOGRAMS as u16,
+    counters: DISK_COUNTERS as u16,
+    own: &[
+        (OwnCounter::SeriesOverflow, DISK_COUNTER_OVERFLOW as u16),
+        (OwnCounter::Untimed, DISK_COUNTER_UNTIMED as u16),
+        (OwnCounter::IosUntracked, DISK_COUNTER_UNTRACKED as u16),
+    ],
+    samples,
+    other,
+};
+
+const IO_DURATION: usize = 0;
+const DEVICE_DURATION: usize = 1;
+const BYTES: usize = 2;
+const ERRORS: usize = 3;
+
+/// `enum disk_operation`
+const OPERATIONS: [&str; 5] = ["read", "write", "discard", "other", "flush"];
+
+/// The kernel's name for a block status (`blk_errors` in `block/blk-core.c`), as a label.
+fn error_name(status: u8) -> &'static str {
+    match status {
+        1 => "not_supported",
+        2 => "timeout",
+        3 => "no_space",
+        4 => "transport",
+        5 => "target",
+        6 => "reservation_conflict",
+        7 => "medium",
+        8 => "protection",
+        9 | 13 => "resource",
+        10 => "io",
+        12 => "again",
+        16 => "offline",
+        _ => "other",
+    }
+}
+
+fn labels(operation: usize) -> Vec<(&'static str, &'static str)> {
+    vec![(
+        "operation",
+        OPERATIONS.get(operation).copied().unwrap_or("other"),
+    )]
+}
+
+/// Durations and bytes of an operation. A flush moves nothing and has no time at the device.
+fn io_samples(operation: usize, io: u16, device: Option<u16>) -> Vec<Sample> {
+    let sample = |metric, cell| Sample {
+        metric,
+        cell,
+        labels: labels(operation),
+    };
+    let mut samples = vec![sample(IO_DURATION, Cell::Histogram(io))];
+    if let Some(device) = device {
+        samples.push(sample(DEVICE_DURATION, Cell::Histogram(device)));
+        samples.push(sample(BYTES, Cell::Counter(io)));
+    }
+    samples
+}
+
+fn samples(key: &SeriesKey, series: &Series) -> Vec<Sample> {
+    match u32::from(key.kind) {
+        DISK_KIND_IO => {
+            let mut histograms = series.histograms();
+            match histograms.next() {
+                Some(io) => io_samples(usize::from(key.detail), io, histograms.next()),
+                None => Vec::new(),
+            }
+        }
+        DISK_KIND_ERROR => {
+            let mut labels = labels(usize::from(key.detail >> 5));
+            labels.push(("error", error_name(key.detail & 31)));
+            series
+                .counter()
+                .map(|counter| Sample {
+                    metric: ERRORS,
+                    cell: Cell::Counter(counter),
+                    labels,
+                })
+                .into_iter()
+                .collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn other(histograms: u16, counters: u16) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for (i, operation) in (0u16..).zip(0..OPERATIONS.len()) {
+        let device = (u32::from(i) != DISK_OPERATION_FLUSH)
+            .then(|| histograms + DISK_HISTOGRAM_OTHER_DEVICE as u16 + i);
+        samples.extend(io_samples(
+            operation,
+            histograms + DISK_HISTOGRAM_OTHER_IO as u16 + i,
+            device,
+        ));
+        let mut labels = labels(operation);
+        labels.push(("error", "other"));
+        samples.push(Sample {
+            metric: ERRORS,
+            cell: Cell::Counter(counters + DISK_COUNTER_OTHER_ERROR as u16 + i),
+            labels,
+        });
+    }
+    samples
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/* Disk I/O, from the completion of block requests. The request carries the times of
+ * its creation and of its issue to the device, so one program does it all and
+ * no table of requests in flight is kept.
+ *
+ * The cgroup is the first bio's: the one that the block layer itself charges.
+ */
+#include "aggregate.bpf.h"
+#include "disk/wire.h"
+
+/* The first of the probe's own cells; set by the loader. */
+const volatile __u32 disk_histograms;
+const volatile __u32 disk_counters;
+
+/* include/linux/blk_types.h: enum req_op. */
+#define REQ_OP_MASK 0xff
+#define REQ_OP_READ 0
+#define REQ_OP_WRITE 1
+#define REQ_OP_FLUSH 2
+#define REQ_OP_DISCARD 3
+#define REQ_OP_DRV_IN 34
+
+/* Issue times by request, for devices whose requests carry none (`iostats` off).
+ * The slot stays empty, and costs nothing, until the agent sees such a device. */
+struct disk_issued_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u64);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct disk_issued_table);
+} disk_issued SEC(".maps");
+
+static __always_inline __u32 disk_operation(__u32 op)
+{
+	switch (op) {
+	case REQ_OP_READ:
+		return DISK_OPERATION_READ;
+	case REQ_OP_WRITE:
+		return DISK_OPERATION_WRITE;
+	case REQ_OP_DISCARD:
+		return DISK_OPERATION_DISCARD;
+	default:
+		return DISK_OPERATION_OTHER;
+	}
+}
+
+static __always_inline __u32 disk_device(struct request *rq)
+{
+	struct request___rq_disk *old = (void *)rq;
+	struct gendisk *disk;
+
+	if (bpf_core_field_exists(old->rq_disk))
+		disk = old->rq_disk;
+	else
+		disk = rq->q->disk;
+	return disk->major << 20 | disk->first_minor;
+}
+
+/* Takes the issue hook's time of a request away; 0 where there is none. */
+static __always_inline __u64 disk_take_issued(struct request *rq)
+{
+	__u32 zero = 0;
+	__u64 key = (__u64)rq;
+	void *table = bpf_map_lookup_elem(&disk_issued, &zero);
+	__u64 *found, issued;
+
+	if (!table)
+		return 0;
+	found = bpf_map_lookup_elem(table, &key);
+	if (!found)
+		return 0;
+	issued = *found;
+	bpf_map_delete_elem(table, &key);
+	return issued;
+}
+
+static __noinline void disk_error(struct series_key *key, __u32 operation, int error)
+{
+	key->kind = DISK_KIND_ERROR;
+	key->detail = DISK_ERROR(operation, error);
+	series_count(key, 1, disk_counters + DISK_COUNTER_OTHER_ERROR + operation,
+		     disk_counters + DISK_COUNTER_OVERFLOW);
+}
+
+SEC("tp_btf/block_rq_complete")
+int disk_complete(unsigned long long *ctx)
+{
+	struct request *rq = (void *)ctx[0];
+	int error = (int)ctx[1];
+	__u32 bytes = (__u32)ctx[2];
+	__u32 op = rq->cmd_flags & REQ_OP_MASK;
+	__u64 created = rq->start_time_ns, issued = rq->io_start_time_ns, now;
+	__u32 operation, io_cell, device_cell;
+	struct series_key key = {};
+	struct bio *bio = rq->bio;
+	struct series *series;
+	bool last;
+
+	/* Passthrough commands are the driver's own. The flush beneath an fsync has
+	 * no bio and no owner; what asked for it comes as a write of 0 bytes. */
+	if (!bio || op == REQ_OP_FLUSH || op >= REQ_OP_DRV_IN)
+		return 0;
+
+	operation = disk_operation(op);
+	if (op == REQ_OP_WRITE && !bytes) {
+		/* A write with FUA or a flush before it completes twice, the second
+		 * time with nothing left. It went to the device or moved data; the
+		 * empty write of an fsync did neither. */
+		if (issued || bio->bi_iter.bi_idx || bio->bi_iter.bi_bvec_done)
+			return 0;
+		operation = DISK_OPERATION_FLUSH;
+	}
+
+	series_key_cgroup(&key, bio->bi_blkg->blkcg->css.cgroup);
+	key.device = disk_device(rq);
+	if (error) {
+		disk_error(&key, operation, error);
+		return 0;
+	}
+
+	key.kind = DISK_KIND_IO;
+	key.detail = operation;
+	series = series_of(&key, operation == DISK_OPERATION_FLUSH ? 1 : 2);
+	if (series) {
+		io_cell = series->histogram[0];
+		device_cell = series->histogram[1];
+	} else {
+		counter_add(disk_counters + DISK_COUNTER_OVERFLOW, 1);
+		io_cell = disk_histograms + DISK_HISTOGRAM_OTHER_IO + operation;
+		device_cell = disk_histograms + DISK_HISTOGRAM_OTHER_DEVICE + operation;
+	}
+	if (bytes)
+		counter_add(io_cell, bytes);
+
+	/* A request can complete in parts: all bytes count, the last part is timed. */
+	last = bytes >= rq->__data_len;
+	if (!last)
+		return 0;
+
+	/* Without accounting (`part` unset) start_time_ns is stale, not zero. */
+	if (!rq->part)
+		created = issued = 0;
+	if (!created || (!issued && operation != DISK_OPERATION_FLUSH)) {
+		__u64 hooked = disk_take_issued(rq);
+
+		if (!issued)
+			issued = hooked;
+		if (!created)
+			created = hooked;
+	}
+	if (!created) {
+		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	histogram_add(io_cell, now - created);
+	if (operation == DISK_OPERATION_FLUSH)
+		return 0;
+	if (issued)
+		histogram_add(device_cell, now - issued);
+	else
+		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
+	return 0;
+}
+
+SEC("tp_btf/block_rq_issue")
+int disk_issue(unsigned long long *ctx)
+{
+	__u64 key = ctx[0], now = bpf_ktime_get_ns();
+	__u32 zero = 0;
+	void *table = bpf_map_lookup_elem(&disk_issued, &zero);
+
+	if (table && bpf_map_update_elem(table, &key, &now, BPF_ANY))
+		counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
+	return 0;
+}

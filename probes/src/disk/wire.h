@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* What the disk probe's programs and their reader share. */
+#pragma once
+
+#include "series.h"
+
+#define DISK_PROBE 2
+
+/* The kinds of series. DISK_KIND_IO: `detail` is the operation; histogram 0 runs
+ * from the request's creation and brings the bytes along as its counter,
+ * histogram 1 runs at the device. DISK_KIND_ERROR: `detail` is DISK_ERROR(). */
+enum disk_kind {
+	DISK_KIND_IO = SERIES_KIND(DISK_PROBE, 0),
+	DISK_KIND_ERROR = SERIES_KIND(DISK_PROBE, 1),
+};
+
+enum disk_operation {
+	DISK_OPERATION_READ,
+	DISK_OPERATION_WRITE,
+	DISK_OPERATION_DISCARD,
+	DISK_OPERATION_OTHER,
+	/* Last, for a flush has no time at the device. */
+	DISK_OPERATION_FLUSH,
+	DISK_OPERATIONS,
+};
+
+/* The block layer's status codes fit five bits (include/linux/blk_types.h). */
+#define DISK_ERROR(operation, status) ((operation) << 5 | ((status) & 31))
+
+/* The probe's own histograms, for series that find no room, counted from
+ * `disk_histograms`. */
+enum disk_histogram {
+	DISK_HISTOGRAM_OTHER_IO,
+	DISK_HISTOGRAM_OTHER_DEVICE = DISK_HISTOGRAM_OTHER_IO + DISK_OPERATIONS,
+	DISK_HISTOGRAMS = DISK_HISTOGRAM_OTHER_DEVICE + DISK_OPERATION_FLUSH,
+};
+
+/* The probe's own counters, counted from `disk_counters`. */
+enum disk_counter {
+	DISK_COUNTER_OVERFLOW,
+	/* Completed without a time stamp of their own and without one from the
+	 * issue hook: no duration is recorded. */
+	DISK_COUNTER_UNTIMED,
+	/* Found no room in the issue hook's table. */
+	DISK_COUNTER_UNTRACKED,
+	DISK_COUNTER_OTHER_ERROR,
+	DISK_COUNTERS = DISK_COUNTER_OTHER_ERROR + DISK_OPERATIONS,
+};

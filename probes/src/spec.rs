@@ -1,0 +1,227 @@
+//! What a probe says of itself: its hooks, its metrics, and how its cells are read.
+
+use crate::{Series, SeriesKey};
+
+/// A probe: one folder of this crate.
+#[derive(Debug)]
+pub struct Probe {
+    /// Name of folder, flags, C prefix and metrics.
+    pub name: &'static str,
+    /// What it measures, in a few words.
+    pub summary: &'static str,
+    /// The number in its series' keys.
+    pub number: u8,
+    /// Its metrics by workload.
+    pub metrics: &'static [Metric],
+    /// Ways to attach, best first.
+    pub rungs: &'static [Rung],
+    /// A second hook for what the first cannot time, attached only when it is needed.
+    pub fallback: Option<Fallback>,
+    /// Histograms of its own: the `other` cells.
+    pub histograms: u16,
+    /// Counters of its own.
+    pub counters: u16,
+    /// Which of its own counters tell about itself.
+    pub own: &'static [(OwnCounter, u16)],
+    /// What a series of the index holds.
+    pub samples: fn(&SeriesKey, &Series) -> Vec<Sample>,
+    /// What its `other` cells hold, given the first of its own histograms and counters.
+    pub other: fn(u16, u16) -> Vec<Sample>,
+}
+
+/// A way to attach.
+#[derive(Debug)]
+pub struct Rung {
+    /// Name in flags and verdicts.
+    pub hook: &'static str,
+    /// The same hook with different means, best first: a kernel may refuse the better one.
+    pub variants: &'static [Variant],
+}
+
+/// The programs of a rung.
+#[derive(Debug)]
+pub struct Variant {
+    /// Programs and the tracepoints they attach to.
+    pub programs: &'static [(&'static str, &'static str)],
+    /// A table that only this variant fills, and its entries.
+    pub table: Option<(&'static str, u32)>,
+    /// What this variant means to the user, where it is not the best one.
+    pub note: &'static str,
+}
+
+/// A hook that is attached when a counter says that the first one is not enough.
+#[derive(Debug)]
+pub struct Fallback {
+    /// The own counter that calls for it.
+    pub trigger: u16,
+    /// Program and tracepoint.
+    pub program: (&'static str, &'static str),
+    /// The array whose slot 0 takes the table, and the table's entries.
+    pub table: (&'static str, u32),
+    /// Why it is needed.
+    pub reason: Reason,
+    /// The same in words.
+    pub detail: &'static str,
+}
+
+/// A metric by workload, as it is shown to the outside.
+#[derive(Debug)]
+pub struct Metric {
+    /// Full name with unit and, for a counter, `_total`.
+    pub name: &'static str,
+    /// Help text, without the full stop.
+    pub help: &'static str,
+    /// Histogram or counter.
+    pub kind: MetricKind,
+    /// Labels besides those of the workload.
+    pub labels: &'static [&'static str],
+    /// Where in the kernel the number comes from.
+    pub source: &'static str,
+}
+
+/// How a metric counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Durations in seconds.
+    Histogram,
+    /// A sum that never falls.
+    Counter,
+}
+
+/// One value of a series: where it is kept and under which labels it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Index into [`Probe::metrics`].
+    pub metric: usize,
+    /// Where its value lives.
+    pub cell: Cell,
+    /// Labels besides workload and device.
+    pub labels: Vec<(&'static str, &'static str)>,
+}
+
+/// The number of a cell in one of the two pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cell {
+    /// In the pool of histograms.
+    Histogram(u16),
+    /// In the pool of counters.
+    Counter(u16),
+}
+
+/// What a workload's cgroup is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Workload {
+    /// The hierarchy's id as in `/proc/cgroups`; 0 is cgroup v2.
+    pub hierarchy: u16,
+    /// The cgroup's id: the inode number of its folder.
+    pub cgroup_id: u64,
+}
+
+impl From<&SeriesKey> for Workload {
+    fn from(key: &SeriesKey) -> Self {
+        Self {
+            hierarchy: key.hierarchy,
+            cgroup_id: key.cgroup_id,
+        }
+    }
+}
+
+/// Counters by which a probe tells about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnCounter {
+    /// Events counted under `other` because no cell was free.
+    SeriesOverflow,
+    /// Events that never reached their reader.
+    EventsLost,
+    /// Connections whose start found no room.
+    ConnectionsUntracked,
+    /// I/Os that completed without a usable time stamp.
+    Untimed,
+    /// I/Os whose issue found no room.
+    IosUntracked,
+}
+
+/// Whether a probe runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// All that it measures is measured.
+    Attached,
+    /// It runs; the reason says what is missing.
+    Degraded,
+    /// This kernel cannot run it.
+    Unsupported,
+    /// It should have run.
+    Failed,
+}
+
+impl Verdict {
+    /// The name in logs, labels and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Degraded => "degraded",
+            Self::Unsupported => "unsupported",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether the probe measures anything.
+    #[must_use]
+    pub fn is_up(self) -> bool {
+        matches!(self, Self::Attached | Self::Degraded)
+    }
+}
+
+/// Why a verdict is what it is: a closed set, for labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Nothing is missing.
+    Ok,
+    /// The kernel does not have the hook.
+    NoHook,
+    /// The kernel refused the program.
+    Rejected,
+    /// The program could not be attached.
+    AttachError,
+    /// The privileges do not suffice.
+    NoPermission,
+    /// The kernel lacks a kind of map or its memory is short.
+    MapError,
+    /// Disk I/O is not charged to cgroups, so all of it belongs to the root.
+    IoControllerOff,
+    /// A device gives its requests no time stamps; durations run from the issue.
+    NoTimestamps,
+}
+
+impl Reason {
+    /// The name in logs, labels and JSON.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::NoHook => "no_hook",
+            Self::Rejected => "rejected",
+            Self::AttachError => "attach_error",
+            Self::NoPermission => "no_permission",
+            Self::MapError => "map_error",
+            Self::IoControllerOff => "io_controller_off",
+            Self::NoTimestamps => "no_timestamps",
+        }
+    }
+}
+
+/// The state of a probe.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The probe's name.
+    pub probe: &'static str,
+    /// The hook in use or tried last.
+    pub hook: &'static str,
+    /// Whether it runs.
+    pub verdict: Verdict,
+    /// Why, as a code.
+    pub reason: Reason,
+    /// Why, for a person; one line.
+    pub detail: String,
+}

@@ -1,0 +1,150 @@
+//! TCP handshakes: how long they take at either end, and why connects fail.
+
+use crate::{
+    Cell, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series, SeriesKey,
+    spec::Variant,
+    wire::{
+        TCP_COUNTER_OTHER_FAILURE, TCP_COUNTER_OTHER_SYN_RETRANSMITS, TCP_COUNTER_OTHER_UNMEASURED,
+        TCP_COUNTER_OVERFLOW, TCP_COUNTER_UNTRACKED, TCP_COUNTERS, TCP_KIND_FAILURE,
+        TCP_KIND_HANDSHAKE, TCP_KIND_SYN_RETRANSMITS, TCP_KIND_UNMEASURED, TCP_PROBE,
+    },
+};
+
+pub(crate) const PROBE: Probe = Probe {
+    name: "tcp",
+    summary: "TCP handshakes: duration at both ends, failures by reason, SYN retransmissions",
+    number: TCP_PROBE as u8,
+    metrics: &[
+        Metric {
+            name: "sentry_tcp_handshake_duration_seconds",
+            help: "Time from the SYN to the end of the handshake (client), from the SYN-ACK to its ACK (server)",
+            kind: MetricKind::Histogram,
+            labels: &["role"],
+            source: "inet_sock_set_state: client SYN_SENT to ESTABLISHED; server tcp_sock.srtt_us, or total_rto_time after a retransmission",
+        },
+        Metric {
+            name: "sentry_tcp_connect_failures_total",
+            help: "Connects that ended without a connection",
+            kind: MetricKind::Counter,
+            labels: &["reason"],
+            source: "inet_sock_set_state: SYN_SENT to CLOSE, by sock.sk_err, sk_shutdown and tcp_sock.segs_out",
+        },
+        Metric {
+            name: "sentry_tcp_handshakes_unmeasured_total",
+            help: "Handshakes whose duration the kernel does not tell; they are in no histogram",
+            kind: MetricKind::Counter,
+            labels: &["role"],
+            source: "client: the connect began before the agent; server: SYN cookies, or a retransmission on kernels without tcp_sock.total_rto_time (before 6.7)",
+        },
+        Metric {
+            name: "sentry_tcp_syn_retransmits_total",
+            help: "SYNs sent again",
+            kind: MetricKind::Counter,
+            labels: &[],
+            source: "tcp_sock.total_retrans when the connect ends",
+        },
+    ],
+    rungs: &[Rung {
+        hook: "tp_btf",
+        variants: &[
+            Variant {
+                programs: &[("tcp_state_storage", "inet_sock_set_state")],
+                table: None,
+                note: "",
+            },
+            Variant {
+                programs: &[("tcp_state_hash", "inet_sock_set_state")],
+                table: Some(("tcp_started_hash", 8192)),
+                note: "start times in a table of 8192, for this kernel refuses socket storage to tracing programs",
+            },
+        ],
+    }],
+    fallback: None,
+    histograms: ROLES.len() as u16,
+    counters: TCP_COUNTERS as u16,
+    own: &[
+        (OwnCounter::SeriesOverflow, TCP_COUNTER_OVERFLOW as u16),
+        (
+            OwnCounter::ConnectionsUntracked,
+            TCP_COUNTER_UNTRACKED as u16,
+        ),
+    ],
+    samples,
+    other,
+};
+
+const HANDSHAKE: usize = 0;
+const FAILURES: usize = 1;
+const UNMEASURED: usize = 2;
+const SYN_RETRANSMITS: usize = 3;
+
+/// `enum tcp_role`
+const ROLES: [&str; 2] = ["client", "server"];
+/// `enum tcp_reason`
+const REASONS: [&str; 6] = [
+    "refused",
+    "timeout",
+    "unreachable",
+    "aborted",
+    "local",
+    "other",
+];
+
+fn samples(key: &SeriesKey, series: &Series) -> Vec<Sample> {
+    let detail = usize::from(key.detail);
+    let (metric, cell, labels) = match (u32::from(key.kind), series.counter()) {
+        (TCP_KIND_HANDSHAKE, _) => (
+            HANDSHAKE,
+            series.histograms().next().map(Cell::Histogram),
+            ROLES.get(detail).map(|role| ("role", *role)),
+        ),
+        (TCP_KIND_FAILURE, Some(counter)) => (
+            FAILURES,
+            Some(Cell::Counter(counter)),
+            REASONS.get(detail).map(|reason| ("reason", *reason)),
+        ),
+        (TCP_KIND_UNMEASURED, Some(counter)) => (
+            UNMEASURED,
+            Some(Cell::Counter(counter)),
+            ROLES.get(detail).map(|role| ("role", *role)),
+        ),
+        (TCP_KIND_SYN_RETRANSMITS, Some(counter)) => {
+            (SYN_RETRANSMITS, Some(Cell::Counter(counter)), None)
+        }
+        _ => return Vec::new(),
+    };
+    cell.map(|cell| Sample {
+        metric,
+        cell,
+        labels: labels.into_iter().collect(),
+    })
+    .into_iter()
+    .collect()
+}
+
+fn other(histograms: u16, counters: u16) -> Vec<Sample> {
+    let numbered = |names: &'static [&'static str]| (0u16..).zip(names.iter().copied());
+    let counter = |offset: u32| counters + offset as u16;
+    let mut samples = Vec::new();
+    samples.extend(numbered(&ROLES).map(|(i, role)| Sample {
+        metric: HANDSHAKE,
+        cell: Cell::Histogram(histograms + i),
+        labels: vec![("role", role)],
+    }));
+    samples.extend(numbered(&REASONS).map(|(i, reason)| Sample {
+        metric: FAILURES,
+        cell: Cell::Counter(counter(TCP_COUNTER_OTHER_FAILURE) + i),
+        labels: vec![("reason", reason)],
+    }));
+    samples.extend(numbered(&ROLES).map(|(i, role)| Sample {
+        metric: UNMEASURED,
+        cell: Cell::Counter(counter(TCP_COUNTER_OTHER_UNMEASURED) + i),
+        labels: vec![("role", role)],
+    }));
+    samples.push(Sample {
+        metric: SYN_RETRANSMITS,
+        cell: Cell::Counter(counter(TCP_COUNTER_OTHER_SYN_RETRANSMITS)),
+        labels: Vec::new(),
+    });
+    samples
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/* TCP handshakes, from the changes of a socket's state.
+ *
+ * The cgroup is the socket's, never the current task's: handshakes end in softirq,
+ * where the current task is whoever was interrupted. A server's child socket
+ * carries the cgroup in which its listener was created.
+ */
+#include "aggregate.bpf.h"
+#include "tcp/wire.h"
+
+/* The first of the probe's own cells; set by the loader. */
+const volatile __u32 tcp_histograms;
+const volatile __u32 tcp_counters;
+
+/* include/net/tcp_states.h and include/uapi/asm-generic/errno.h are the ABI. */
+#define IPPROTO_TCP 6
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_CLOSE 7
+#define SHUTDOWN_MASK 3
+
+/* When the connect began. It goes with its socket, so it can't overflow or leak. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} tcp_started SEC(".maps");
+
+/* The same by address, for kernels that refuse socket storage to tracing programs
+ * (before commit 8e4597c627fb, "bpf: Allow using bpf_sk_storage in
+ * FENTRY/FEXIT/RAW_TP", 5.11). Plain, not LRU: a full table is an error that
+ * can be counted, an eviction is not. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u64);
+} tcp_started_hash SEC(".maps");
+
+static __always_inline void tcp_start(struct sock *sk, bool storage)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u64 key = (__u64)sk;
+	bool stored;
+
+	if (storage)
+		stored = bpf_sk_storage_get(&tcp_started, sk, &now, BPF_SK_STORAGE_GET_F_CREATE);
+	else
+		stored = !bpf_map_update_elem(&tcp_started_hash, &key, &now, BPF_ANY);
+	if (!stored)
+		counter_add(tcp_counters + TCP_COUNTER_UNTRACKED, 1);
+}
+
+/* Takes the start time away; 0 where the start was not seen. */
+static __always_inline __u64 tcp_take_start(struct sock *sk, bool storage)
+{
+	__u64 key = (__u64)sk;
+	__u64 *found, started;
+
+	if (storage)
+		found = bpf_sk_storage_get(&tcp_started, sk, NULL, 0);
+	else
+		found = bpf_map_lookup_elem(&tcp_started_hash, &key);
+	if (!found)
+		return 0;
+	started = *found;
+	if (storage)
+		bpf_sk_storage_delete(&tcp_started, sk);
+	else
+		bpf_map_delete_elem(&tcp_started_hash, &key);
+	return started;
+}
+
+static __always_inline void tcp_key_cgroup(struct series_key *key, struct sock *sk)
+{
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
+		series_key_cgroup(key, sk->sk_cgrp_data.cgroup);
+	} else {
+		struct sock_cgroup_data___tagged *tagged = (void *)&sk->sk_cgrp_data;
+		struct cgroup *cgroup =
+			(void *)(BPF_CORE_READ(tagged, val) & ~3ULL);
+
+		key->cgroup_id = BPF_CORE_READ(cgroup, kn, id);
+		key->hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);
+	}
+}
+
+static __always_inline void tcp_unmeasured(struct series_key *key, enum tcp_role role)
+{
+	key->kind = TCP_KIND_UNMEASURED;
+	key->detail = role;
+	series_count(key, 1, tcp_counters + TCP_COUNTER_OTHER_UNMEASURED + role,
+		     tcp_counters + TCP_COUNTER_OVERFLOW);
+}
+
+static __always_inline void tcp_handshake(struct series_key *key, enum tcp_role role, __u64 ns)
+{
+	struct series *series;
+
+	key->kind = TCP_KIND_HANDSHAKE;
+	key->detail = role;
+	series = series_of(key, 1);
+	if (!series)
+		counter_add(tcp_counters + TCP_COUNTER_OVERFLOW, 1);
+	histogram_add(series ? series->histogram[0] : tcp_histograms + role, ns);
+}
+
+/* Why a connect failed, at the moment its socket closes. */
+static __always_inline enum tcp_reason tcp_reason(struct sock *sk, struct tcp_sock *tp)
+{
+	switch (sk->sk_err) {
+	case ECONNREFUSED:
+		return TCP_REASON_REFUSED;
+	case ETIMEDOUT:
+		return TCP_REASON_TIMEOUT;
+	case EHOSTUNREACH:
+	case ENETUNREACH:
+	case EHOSTDOWN:
+	case ENETDOWN:
+		return TCP_REASON_UNREACHABLE;
+	case 0:
+		/* No error: the application closed, was killed or gave up waiting;
+		 * or the connect failed before its first segment, for want of a port. */
+		if (sk->sk_shutdown != SHUTDOWN_MASK && !tp->segs_out)
+			return TCP_REASON_LOCAL;
+		return TCP_REASON_ABORTED;
+	default:
+		return TCP_REASON_OTHER;
+	}
+}
+
+/* The end of a connect, well or badly. */
+static __always_inline void tcp_client(struct sock *sk, struct tcp_sock *tp, int newstate,
+				       __u64 started)
+{
+	struct series_key key = {};
+
+	tcp_key_cgroup(&key, sk);
+	if (newstate == TCP_ESTABLISHED) {
+		if (started)
+			tcp_handshake(&key, TCP_ROLE_CLIENT, bpf_ktime_get_ns() - started);
+		else
+			tcp_unmeasured(&key, TCP_ROLE_CLIENT);
+	} else {
+		enum tcp_reason reason = tcp_reason(sk, tp);
+
+		key.kind = TCP_KIND_FAILURE;
+		key.detail = reason;
+		series_count(&key, 1, tcp_counters + TCP_COUNTER_OTHER_FAILURE + reason,
+			     tcp_counters + TCP_COUNTER_OVERFLOW);
+	}
+	if (tp->total_retrans) {
+		key.kind = TCP_KIND_SYN_RETRANSMITS;
+		key.detail = 0;
+		series_count(&key, tp->total_retrans,
+			     tcp_counters + TCP_COUNTER_OTHER_SYN_RETRANSMITS,
+			     tcp_counters + TCP_COUNTER_OVERFLOW);
+	}
+}
+
+/* The server's side: from the first SYN-ACK to its ACK. */
+static __always_inline void tcp_server(struct sock *sk, struct tcp_sock *tp)
+{
+	struct series_key key = {};
+
+	tcp_key_cgroup(&key, sk);
+	if (!tp->total_retrans) {
+		/* The kernel's own first sample of the round trip, an eighth of a us
+		 * a unit; none with SYN cookies, which keep no time of the SYN-ACK. */
+		if (tp->srtt_us) {
+			tcp_handshake(&key, TCP_ROLE_SERVER, (__u64)(tp->srtt_us >> 3) * 1000);
+			return;
+		}
+	} else if (bpf_core_field_exists(tp->total_rto_time) && tp->total_rto_time) {
+		/* Retransmitted: a sample would be ambiguous (Karn), but the kernel
+		 * notes the time since the first SYN-ACK, in ms. */
+		tcp_handshake(&key, TCP_ROLE_SERVER, (__u64)tp->total_rto_time * 1000000);
+		return;
+	}
+	tcp_unmeasured(&key, TCP_ROLE_SERVER);
+}
+
+static __always_inline void tcp_state(unsigned long long *ctx, bool storage)
+{
+	struct sock *sk = (void *)ctx[0];
+	int oldstate = (int)ctx[1], newstate = (int)ctx[2];
+	struct tcp_sock *tp;
+	__u64 started;
+
+	/* Seven of a connection's ten changes end here. */
+	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV && newstate != TCP_SYN_SENT)
+		return;
+	/* MPTCP and DCCP pass here too. */
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return;
+	if (newstate == TCP_SYN_SENT) {
+		tcp_start(sk, storage);
+		return;
+	}
+	/* A simultaneous open goes through SYN_RECV and is still the client's. */
+	if (newstate != TCP_ESTABLISHED && newstate != TCP_CLOSE)
+		return;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	started = tcp_take_start(sk, storage);
+	if (started || oldstate == TCP_SYN_SENT)
+		tcp_client(sk, tp, newstate, started);
+	else if (newstate == TCP_ESTABLISHED)
+		tcp_server(sk, tp);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int tcp_state_storage(unsigned long long *ctx)
+{
+	tcp_state(ctx, true);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int tcp_state_hash(unsigned long long *ctx)
+{
+	tcp_state(ctx, false);
+	return 0;
+}

@@ -1,0 +1,10 @@
+//! The types and numbers that the C programs and Rust share, made from the `wire.h` headers.
+#![allow(
+    missing_docs,
+    non_camel_case_types,
+    unreachable_pub,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks
+)]
+
+include!(concat!(env!("OUT_DIR"), "/wire.rs"));
