@@ -1,0 +1,1620 @@
+//! Command line and configuration: flags over environment over the YAML file over defaults.
+//!
+//! The command line's definition is the only list of settings. Names of environment variables and keys of the
+//! file derive from the flags' names, and their values go through the flags' own parsers.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
+use serde::Deserialize;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessageFormatter};
+use tracing::Level;
+
+const ENV_PREFIX: &str = "SENTRY_";
+const CONFIG_FILE: &str = "config.file";
+const PROBES: &str = "probes";
+const SERIES_MAX: std::ops::RangeInclusive<u32> = 64..=32_768;
+const RETENTION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+const EXAMPLES: &str = "\
+Examples:
+  sentry check                                    what can this kernel do?
+  sentry                                          run, every probe, metrics on loopback only
+  curl -s http://127.0.0.1:9763/metrics           scrape it
+  sentry --web.listen-address :9763               let Prometheus on another host scrape it
+  sentry --probes tcp --config.file sentry.yaml   one probe, the rest from a file
+
+Every flag is also a variable and a key of the file. These three say the same:
+  --web.listen-address :9763
+  SENTRY_WEB_LISTEN_ADDRESS=:9763
+  web.listen-address: \":9763\"        (or listen-address beneath web:)
+A flag wins over the environment, the environment over the file.";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  sentry check                   a table: each probe, its hook, and why not a better one
+  sentry check --format json     the same for machines
+  sentry check --probes disk     one probe only
+
+Exits 0 if at least one probe can attach, 1 if none can, 2 on a bad flag or setting.";
+
+/// What a probe offers to the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProbeOptions {
+    /// Name in `--probes`, and the first part of `--<name>.hook`.
+    pub(crate) name: &'static str,
+    /// Hooks that `--<name>.hook` takes besides `auto`, best first.
+    pub(crate) hooks: &'static [&'static str],
+}
+
+/// The hook setting that leaves the choice to the agent.
+pub(crate) const HOOK_AUTO: &str = "auto";
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Command {
+    /// Run the agent.
+    Agent(Config),
+    /// Say what each probe can do on this kernel, and exit.
+    Check(Config, Format),
+}
+
+/// All settings, with every layer merged and every value validated.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    /// Where the web server listens.
+    pub(crate) listen: SocketAddr,
+    /// Path of the metrics; clashes with no other path the agent serves.
+    pub(crate) telemetry_path: String,
+    /// Least severe level that is logged.
+    pub(crate) log_level: Level,
+    /// Shape of a log line.
+    pub(crate) log_format: LogFormat,
+    /// Names of the probes to attach, each once, in the order given.
+    pub(crate) probes: Vec<String>,
+    /// Hook of every known probe by the probe's name; [`HOOK_AUTO`] or one that the probe offers.
+    pub(crate) hooks: BTreeMap<String, String>,
+    /// Histogram cells in the kernel.
+    pub(crate) series_max: u32,
+    /// How long a series outlives its workload on `/metrics`.
+    pub(crate) series_retention: Duration,
+    /// Classic buckets shown for each doubling of time: 1, 2 or 4.
+    pub(crate) buckets_per_octave: u8,
+    /// Whether to switch on the kernel's run-time statistics of BPF programs.
+    pub(crate) bpf_stats: bool,
+    /// Root of procfs.
+    pub(crate) procfs: PathBuf,
+    /// Root of sysfs.
+    pub(crate) sysfs: PathBuf,
+    /// What is worth a log line once logging runs, such as unknown variables.
+    pub(crate) warnings: Vec<String>,
+}
+
+// Docs on the variants would become help of each value, and spread the whole `--help` over twice the lines.
+
+/// Shape of a log line: text for people, or one JSON object a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Shape of what `sentry check` prints: a table for people, or one JSON document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
+/// Why there is no configuration to go on with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// `--help` or `--version` was asked for; displays as that text.
+    #[error("{0}")]
+    Help(clap::Error),
+    /// A bad flag or setting, in one line that names its place and what is allowed.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Error {
+    /// Prints help to stdout or the error to stderr, and returns the exit code that goes with it: 0 or 2.
+    pub(crate) fn report(&self) -> ExitCode {
+        match self {
+            Self::Help(help) => {
+                // A reader that left early, as in `sentry --help | head`, is no failure.
+                let _ = help.print();
+                ExitCode::SUCCESS
+            }
+            Self::Invalid(message) => {
+                eprintln!("sentry: {message}");
+                ExitCode::from(2)
+            }
+        }
+    }
+
+    fn invalid(message: impl fmt::Display) -> Self {
+        let mut line = String::new();
+        for c in message.to_string().chars() {
+            // Values are shown as given, and must not break the one line.
+            if c.is_control() {
+                line.extend(c.escape_default());
+            } else {
+                line.push(c);
+            }
+        }
+        Self::Invalid(line)
+    }
+}
+
+/// Reads the command line (its first item is the program's name), the environment and the file that they name.
+///
+/// # Errors
+/// [`Error::Invalid`] for the first bad flag, variable or key, [`Error::Help`] if help or the version was asked for.
+pub(crate) fn load(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+    probes: &[ProbeOptions],
+) -> Result<Command, Error> {
+    load_with(args, env, probes, |path| std::fs::read_to_string(path))
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Run the agent; the same as no command
+    Agent,
+    /// Say which probes this kernel can run and how, then exit
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check {
+        /// Shape of the output
+        #[arg(
+            long,
+            value_enum,
+            default_value = "table",
+            value_name = "FORMAT",
+            help_heading = "Check"
+        )]
+        format: Format,
+    },
+}
+
+#[derive(Args)]
+struct Flags {
+    /// YAML file with any of the settings below; none is read by default
+    #[arg(id = CONFIG_FILE, long = CONFIG_FILE, value_name = "PATH")]
+    config_file: Option<PathBuf>,
+
+    /// Address to listen on; :PORT means every address of the host
+    #[arg(long = "web.listen-address", value_name = "HOST:PORT", default_value = "127.0.0.1:9763",
+          value_parser = parse_listen, help_heading = "Web")]
+    listen: SocketAddr,
+    /// Path under which the metrics are served
+    #[arg(long = "web.telemetry-path", value_name = "PATH", default_value = "/metrics",
+          value_parser = parse_telemetry_path, help_heading = "Web")]
+    telemetry_path: String,
+
+    /// Probes to attach, separated by commas
+    // Parser and default come from the caller's probes.
+    #[arg(long = PROBES, value_name = "NAMES", required = false, value_parser = |s: &str| parse_probes(s, &[]),
+          help_heading = "Probes")]
+    probes: ProbeNames,
+    /// Measure what the probes cost, by the kernel's BPF statistics, while the agent runs
+    #[arg(long = "bpf.stats", value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Probes")]
+    bpf_stats: bool,
+
+    /// Histograms kept in the kernel, 64 to 32768; the rest is counted together as "other"
+    #[arg(long = "series.max", value_name = "N", default_value = "256",
+          value_parser = parse_series_max, help_heading = "Series")]
+    series_max: u32,
+    /// How long the series of a workload that is gone stays: 500ms, 90s, 2m or 1h
+    #[arg(long = "series.retention", value_name = "DURATION", default_value = "2m",
+          value_parser = parse_retention, help_heading = "Series")]
+    series_retention: Duration,
+    /// Buckets shown for each doubling of time; the kernel always counts 4
+    #[arg(long = "metrics.buckets-per-octave", value_name = "N", default_value = "1",
+          value_parser = PossibleValuesParser::new(["1", "2", "4"]).try_map(|s| s.parse::<u8>()),
+          help_heading = "Series")]
+    buckets_per_octave: u8,
+
+    /// Least severe level to log
+    #[arg(long = "log.level", value_name = "LEVEL", default_value = "info",
+          value_parser = PossibleValuesParser::new(["error", "warn", "info", "debug", "trace"])
+              .try_map(|s| s.parse::<Level>()),
+          help_heading = "Logging")]
+    log_level: Level,
+    /// Shape of a log line
+    #[arg(
+        long = "log.format",
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "text",
+        help_heading = "Logging"
+    )]
+    log_format: LogFormat,
+
+    /// Where procfs is mounted
+    #[arg(
+        long = "path.procfs",
+        value_name = "PATH",
+        default_value = "/proc",
+        help_heading = "Paths"
+    )]
+    procfs: PathBuf,
+    /// Where sysfs is mounted
+    #[arg(
+        long = "path.sysfs",
+        value_name = "PATH",
+        default_value = "/sys",
+        help_heading = "Paths"
+    )]
+    sysfs: PathBuf,
+}
+
+/// A newtype, since clap takes a bare `Vec` for a flag that is given several times.
+#[derive(Clone)]
+struct ProbeNames(Vec<String>);
+
+fn definition(probes: &[ProbeOptions]) -> clap::Command {
+    let names: Vec<&'static str> = probes.iter().map(|probe| probe.name).collect();
+    let all = names.join(",");
+    let command = clap::Command::new("sentry")
+        .bin_name("sentry")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .after_help(EXAMPLES);
+    let command = Action::augment_subcommands(Flags::augment_args(command));
+    let mut command = command.mut_arg(PROBES, |arg| {
+        arg.default_value(all)
+            .value_parser(move |value: &str| parse_probes(value, &names))
+    });
+    for probe in probes {
+        let hook = hook_key(probe.name);
+        let hooks = [HOOK_AUTO].iter().chain(probe.hooks).copied();
+        command = command.arg(
+            Arg::new(hook.clone())
+                .long(hook)
+                .value_name("HOOK")
+                .help(format!(
+                    "Kernel hook of the {} probe; auto takes the best that works",
+                    probe.name
+                ))
+                .default_value(HOOK_AUTO)
+                .value_parser(PossibleValuesParser::new(hooks))
+                .help_heading("Probes"),
+        );
+    }
+    command.mut_args(|arg| {
+        let variable = env_name(arg.get_long().unwrap_or_default());
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        arg.global(true)
+            .next_line_help(true)
+            .help(format!("{help}\n[env: {variable}]"))
+    })
+}
+
+fn hook_key(probe: &str) -> String {
+    format!("{probe}.hook")
+}
+
+fn env_name(key: &str) -> String {
+    format!(
+        "{ENV_PREFIX}{}",
+        key.to_uppercase().replace(['.', '-'], "_")
+    )
+}
+
+/// A value from a layer below the command line.
+struct Setting {
+    place: String,
+    value: OsString,
+}
+
+fn load_with(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+    probes: &[ProbeOptions],
+    read: impl FnOnce(&Path) -> io::Result<String>,
+) -> Result<Command, Error> {
+    let definition = definition(probes);
+    let mut keys: Vec<&str> = definition
+        .get_arguments()
+        .filter_map(Arg::get_long)
+        .collect();
+    keys.sort_unstable();
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.is_empty() {
+        args.push("sentry".into());
+    }
+
+    let given = parse(&definition, &args)?;
+    let given = innermost(&given);
+    let (mut from_env, warnings) = read_env(env, &keys);
+    let file = given
+        .get_one::<PathBuf>(CONFIG_FILE)
+        .cloned()
+        .or_else(|| Some(from_env.remove(CONFIG_FILE)?.value.into()));
+    let mut settings = BTreeMap::new();
+    if let Some(path) = file {
+        let name = format!("config file {}", path.display());
+        let text = read(&path)
+            .map_err(|error| Error::invalid(format!("{name}: cannot be read: {error}")))?;
+        let keys: Vec<&str> = keys.into_iter().filter(|key| *key != CONFIG_FILE).collect();
+        settings = read_file(&name, &text, &keys).map_err(Error::invalid)?;
+    }
+    settings.extend(from_env);
+
+    for arg in definition.get_arguments() {
+        let Some((key, setting)) = arg.get_long().and_then(|key| settings.remove_entry(key)) else {
+            continue;
+        };
+        if given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine) {
+            continue;
+        }
+        let mut flag = OsString::from(format!("--{key}="));
+        flag.push(setting.value);
+        // On its own first: only here is it known where the value comes from.
+        definition
+            .clone()
+            .try_get_matches_from(["sentry".as_ref(), flag.as_os_str()])
+            .map_err(|error| Error::invalid(format!("{}: {}", setting.place, complaint(&error))))?;
+        // Right behind the program's name it is a flag, whatever follows.
+        args.insert(1, flag);
+    }
+
+    let matches = parse(&definition, &args)?;
+    let config = config(innermost(&matches), probes, warnings).map_err(usage)?;
+    if matches.subcommand().is_none() {
+        return Ok(Command::Agent(config));
+    }
+    Ok(match Action::from_arg_matches(&matches).map_err(usage)? {
+        Action::Agent => Command::Agent(config),
+        Action::Check { format } => Command::Check(config, format),
+    })
+}
+
+fn parse(definition: &clap::Command, args: &[OsString]) -> Result<ArgMatches, Error> {
+    definition.clone().try_get_matches_from(args).map_err(usage)
+}
+
+/// The subcommand's matches hold the flags given before it as well, the outer ones not those after it.
+fn innermost(matches: &ArgMatches) -> &ArgMatches {
+    matches.subcommand().map_or(matches, |(_, inner)| inner)
+}
+
+fn config(
+    matches: &ArgMatches,
+    probes: &[ProbeOptions],
+    warnings: Vec<String>,
+) -> Result<Config, clap::Error> {
+    let flags = Flags::from_arg_matches(matches)?;
+    let hooks = probes.iter().filter_map(|probe| {
+        let hook = matches.get_one::<String>(&hook_key(probe.name))?;
+        Some((probe.name.to_owned(), hook.clone()))
+    });
+    Ok(Config {
+        listen: flags.listen,
+        telemetry_path: flags.telemetry_path,
+        log_level: flags.log_level,
+        log_format: flags.log_format,
+        probes: flags.probes.0,
+        hooks: hooks.collect(),
+        series_max: flags.series_max,
+        series_retention: flags.series_retention,
+        buckets_per_octave: flags.buckets_per_octave,
+        bpf_stats: flags.bpf_stats,
+        procfs: flags.procfs,
+        sysfs: flags.sysfs,
+        warnings,
+    })
+}
+
+fn parse_listen(value: &str) -> Result<SocketAddr, &'static str> {
+    let address = match value.rsplit_once(':') {
+        Some(("", port)) => format!("[::]:{port}"),
+        Some(("localhost", port)) => format!("127.0.0.1:{port}"),
+        _ => value.to_owned(),
+    };
+    address.parse().map_err(|_| {
+        "allowed: HOST:PORT, where HOST is an IP address, localhost, or nothing for all addresses"
+    })
+}
+
+/// Takes only characters that neither a client escapes nor the router reads as a pattern.
+fn parse_telemetry_path(value: &str) -> Result<String, &'static str> {
+    let taken = ["/", "/healthz", "/readyz"].contains(&value) || value.starts_with("/api/");
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
+    let steps = value.split('/').any(|part| part == "." || part == "..");
+    if value.starts_with('/')
+        && !taken
+        && !steps
+        && !value.contains("//")
+        && value.chars().all(plain)
+    {
+        Ok(value.to_owned())
+    } else {
+        Err(
+            "allowed: a path such as /metrics, of letters, digits and / - . _ ~, \
+             but not /, /healthz, /readyz or one below /api/",
+        )
+    }
+}
+
+fn parse_probes(value: &str, known: &[&str]) -> Result<ProbeNames, String> {
+    let allowed = known.join(", ");
+    if value.is_empty() {
+        return Err(format!("allowed: {allowed}"));
+    }
+    let mut names: Vec<String> = Vec::new();
+    for name in value.split(',').map(str::trim) {
+        if !known.contains(&name) {
+            return Err(format!("unknown probe '{name}'; allowed: {allowed}"));
+        }
+        if names.iter().any(|seen| seen == name) {
+            return Err(format!(
+                "probe '{name}' twice; allowed: {allowed}, each once"
+            ));
+        }
+        names.push(name.to_owned());
+    }
+    Ok(ProbeNames(names))
+}
+
+fn parse_series_max(value: &str) -> Result<u32, String> {
+    value
+        .parse()
+        .ok()
+        .filter(|n| SERIES_MAX.contains(n))
+        .ok_or_else(|| {
+            format!(
+                "allowed: a number from {} to {}",
+                SERIES_MAX.start(),
+                SERIES_MAX.end()
+            )
+        })
+}
+
+fn parse_retention(value: &str) -> Result<Duration, &'static str> {
+    let duration = || {
+        let (number, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit())?);
+        let unit_ms = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        let ms = number.parse::<u64>().ok()?.checked_mul(unit_ms)?;
+        Some(Duration::from_millis(ms)).filter(|duration| *duration <= RETENTION_MAX)
+    };
+    duration()
+        .ok_or("allowed: a whole number with its unit, such as 500ms, 90s, 2m or 1h, up to 24h")
+}
+
+/// Takes the settings from `env`, and warns of other variables with the prefix.
+fn read_env(
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+    keys: &[&str],
+) -> (BTreeMap<String, Setting>, Vec<String>) {
+    let mut settings = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for (name, value) in env {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(ENV_PREFIX)) else {
+            continue;
+        };
+        if value.is_empty() {
+            continue;
+        }
+        let place = format!("environment {name}");
+        match keys.iter().find(|key| env_name(key) == name) {
+            Some(key) => drop(settings.insert((*key).to_owned(), Setting { place, value })),
+            None => unknown.push(name.to_owned()),
+        }
+    }
+
+    unknown.sort();
+    let mut warnings = Vec::new();
+    // Kubernetes sets several for a Service named sentry, hence no error, and one line for them all.
+    unknown.retain(|name| {
+        let key = name[ENV_PREFIX.len()..].to_lowercase().replace('_', ".");
+        let Some(meant) = closest(&key, keys) else {
+            return true;
+        };
+        let meant = env_name(meant);
+        warnings.push(format!(
+            "environment {name}: unknown variable, ignored; did you mean {meant}?"
+        ));
+        false
+    });
+    if !unknown.is_empty() {
+        let unknown = unknown.join(", ");
+        warnings.push(format!(
+            "environment: ignored, since these are not settings: {unknown}"
+        ));
+    }
+    (settings, warnings)
+}
+
+/// Takes the settings from `text`, a YAML document in which a dot in a key may also be a level of nesting.
+fn read_file(file: &str, text: &str, keys: &[&str]) -> Result<BTreeMap<String, Setting>, String> {
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        // What looks like a number or a word is shown in errors as it was written, as far as possible.
+        non_finite_float_policy: NonFiniteFloatPolicy::AsString,
+        strict_booleans: true,
+        underscored_numbers_as_strings: true,
+        with_snippet: false,
+    };
+    let root = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let message = error.render_with_formatter(&UserMessageFormatter);
+        match error.location() {
+            Some(at) => {
+                let (line, column) = (at.line(), at.column());
+                let message = message.replace(&format!(" at line {line}, column {column}"), "");
+                format!("{file}:{line}:{column}: not valid YAML: {message}")
+            }
+            None => format!("{file}: not valid YAML: {message}"),
+        }
+    })?;
+    let mut pending = match root {
+        Node::Null => Vec::new(),
+        Node::Mapping(entries) => nested("", entries),
+        Node::Scalar(_) | Node::Sequence(_) => {
+            return Err(format!(
+                "{file}: not a mapping; allowed: lines such as 'log.level: info'"
+            ));
+        }
+    };
+
+    let mut lines = BTreeMap::new();
+    let mut settings = BTreeMap::new();
+    while let Some((key, line, node)) = pending.pop() {
+        let place = format!("{file}:{line}: {key}");
+        if let Some(first) = lines.insert(key.clone(), line) {
+            return Err(format!("{place}: duplicate key, first on line {first}"));
+        }
+        let is_setting = keys.contains(&key.as_str());
+        let within = format!("{key}.");
+        let members: Vec<&str> = keys
+            .iter()
+            .filter(|key| key.starts_with(&within))
+            .copied()
+            .collect();
+        let value = match node {
+            _ if !is_setting && members.is_empty() => {
+                let hint = closest(&key, keys).map_or_else(
+                    || format!("allowed: {}", keys.join(", ")),
+                    |key| format!("did you mean {key}?"),
+                );
+                return Err(format!("{place}: unknown key; {hint}"));
+            }
+            Node::Null => continue,
+            Node::Mapping(entries) if !members.is_empty() => {
+                pending.extend(nested(&within, entries));
+                continue;
+            }
+            _ if !is_setting => {
+                return Err(format!(
+                    "{place}: a section, which has no value; allowed: {}",
+                    members.join(", ")
+                ));
+            }
+            Node::Scalar(value) => value,
+            Node::Sequence(items) if key == PROBES => {
+                let names: Option<Vec<String>> = items.into_iter().map(Node::scalar).collect();
+                names
+                    .ok_or_else(|| format!("{place}: a list in a list; allowed: names"))?
+                    .join(",")
+            }
+            Node::Sequence(_) => return Err(format!("{place}: a list; allowed: one value")),
+            Node::Mapping(_) => return Err(format!("{place}: a mapping; allowed: one value")),
+        };
+        settings.insert(
+            key,
+            Setting {
+                place,
+                value: value.into(),
+            },
+        );
+    }
+    Ok(settings)
+}
+
+/// The entries with their dotted keys and lines, last first.
+fn nested(prefix: &str, entries: Vec<(Spanned<String>, Node)>) -> Vec<(String, u64, Node)> {
+    let entry = |(key, node): (Spanned<String>, Node)| {
+        (
+            format!("{prefix}{}", key.value),
+            key.referenced.line(),
+            node,
+        )
+    };
+    entries.into_iter().rev().map(entry).collect()
+}
+
+/// Any YAML value; scalars as text, since the command line's parsers read them.
+enum Node {
+    Null,
+    Scalar(String),
+    Sequence(Vec<Node>),
+    Mapping(Vec<(Spanned<String>, Node)>),
+}
+
+impl Node {
+    fn scalar(self) -> Option<String> {
+        match self {
+            Self::Scalar(value) => Some(value),
+            _ => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value, a list or a mapping")
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
+        Ok(Node::Scalar(value.to_string()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
+        Ok(Node::Scalar(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Scalar(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
+        Ok(Node::Scalar(value.to_string()))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
+        Ok(Node::Scalar(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+        let mut sequence = Vec::new();
+        while let Some(item) = items.next_element()? {
+            sequence.push(item);
+        }
+        Ok(Node::Sequence(sequence))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
+        let mut mapping = Vec::new();
+        while let Some(entry) = entries.next_entry()? {
+            mapping.push(entry);
+        }
+        Ok(Node::Mapping(mapping))
+    }
+}
+
+/// The key that was most likely meant, if one is close.
+fn closest<'a>(key: &str, keys: &[&'a str]) -> Option<&'a str> {
+    keys.iter()
+        .map(|known| (strsim::jaro(key, known), *known))
+        .filter(|(similarity, _)| *similarity > 0.85)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+/// One line, with its flag, for an error of the command line as a whole.
+fn usage(error: clap::Error) -> Error {
+    let flag = |kind| {
+        let shown = context(&error, kind);
+        // The definition's own form, `--log.level <LEVEL>` or `--bpf.stats[=<BOOL>]`.
+        shown
+            .split([' ', '[', '='])
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Error::Help(error),
+        ErrorKind::InvalidSubcommand => {
+            unknown_command(&context(&error, ContextKind::InvalidSubcommand))
+        }
+        ErrorKind::UnknownArgument => {
+            let unknown = context(&error, ContextKind::InvalidArg);
+            if !unknown.starts_with('-') {
+                return unknown_command(&unknown);
+            }
+            let meant = context(&error, ContextKind::SuggestedArg);
+            let hint = if meant.is_empty() {
+                "see sentry --help".to_owned()
+            } else {
+                format!("did you mean {meant}?")
+            };
+            Error::invalid(format!("{unknown}: unknown flag; {hint}"))
+        }
+        ErrorKind::ArgumentConflict => Error::invalid(format!(
+            "{}: given more than once",
+            flag(ContextKind::InvalidArg)
+        )),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => Error::invalid(format!(
+            "{}: {}",
+            flag(ContextKind::InvalidArg),
+            complaint(&error)
+        )),
+        _ => Error::invalid(complaint(&error)),
+    }
+}
+
+fn unknown_command(name: &str) -> Error {
+    let known = Action::augment_subcommands(clap::Command::new("sentry"));
+    let names: Vec<&str> = known
+        .get_subcommands()
+        .map(clap::Command::get_name)
+        .collect();
+    Error::invalid(format!(
+        "{name}: unknown command; allowed: {}",
+        names.join(", ")
+    ))
+}
+
+/// What is wrong with a value, and what is allowed, without naming the flag.
+fn complaint(error: &clap::Error) -> String {
+    let value = context(error, ContextKind::InvalidValue);
+    let problem = if value.is_empty() {
+        "a value is needed".to_owned()
+    } else {
+        format!("invalid value '{value}'")
+    };
+    let allowed = context(error, ContextKind::ValidValue);
+    match error.kind() {
+        ErrorKind::InvalidValue if allowed.is_empty() => problem,
+        ErrorKind::InvalidValue => format!("{problem}; allowed: {allowed}"),
+        ErrorKind::ValueValidation => {
+            let reason = std::error::Error::source(error).map(ToString::to_string);
+            format!("{problem}; {}", reason.unwrap_or_default())
+        }
+        _ => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            first.strip_prefix("error: ").unwrap_or(first).to_owned()
+        }
+    }
+}
+
+fn context(error: &clap::Error, kind: ContextKind) -> String {
+    error
+        .get(kind)
+        .map(ContextValue::to_string)
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROBES: [ProbeOptions; 2] = [
+        ProbeOptions {
+            name: "tcp",
+            hooks: &["tp_btf"],
+        },
+        ProbeOptions {
+            name: "disk",
+            hooks: &["tp_btf", "raw_tp"],
+        },
+    ];
+    const FILE: &str = "--config.file=/etc/sentry.yaml";
+
+    fn no_file(path: &Path) -> io::Result<String> {
+        panic!("{} was read", path.display())
+    }
+
+    fn os(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect()
+    }
+
+    fn load_layers(args: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<Command, Error> {
+        let args = "sentry"
+            .split(' ')
+            .chain(args.split_whitespace())
+            .map(OsString::from);
+        match file {
+            Some(text) => load_with(args, os(env), &PROBES, |path| {
+                assert_eq!(path, Path::new("/etc/sentry.yaml"));
+                Ok(text.to_owned())
+            }),
+            None => load_with(args, os(env), &PROBES, no_file),
+        }
+    }
+
+    fn agent(args: &str, env: &[(&str, &str)], file: Option<&str>) -> Config {
+        match load_layers(args, env, file) {
+            Ok(Command::Agent(config)) => config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn from_file(text: &str) -> Config {
+        agent(FILE, &[], Some(text))
+    }
+
+    fn error(args: &str, env: &[(&str, &str)], file: Option<&str>) -> String {
+        match load_layers(args, env, file) {
+            Err(Error::Invalid(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn flag_error(args: &str) -> String {
+        error(args, &[], None)
+    }
+
+    fn file_error(text: &str) -> String {
+        error(FILE, &[], Some(text))
+    }
+
+    fn help(args: &str) -> String {
+        match load_layers(args, &[], None) {
+            Err(Error::Help(help)) => {
+                assert_eq!(help.exit_code(), 0);
+                help.to_string()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn defaults() -> Config {
+        Config {
+            listen: "127.0.0.1:9763".parse().unwrap(),
+            telemetry_path: "/metrics".into(),
+            log_level: Level::INFO,
+            log_format: LogFormat::Text,
+            probes: vec!["tcp".into(), "disk".into()],
+            hooks: [
+                ("tcp".into(), "auto".into()),
+                ("disk".into(), "auto".into()),
+            ]
+            .into(),
+            series_max: 256,
+            series_retention: Duration::from_secs(120),
+            buckets_per_octave: 1,
+            bpf_stats: false,
+            procfs: "/proc".into(),
+            sysfs: "/sys".into(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Every setting different from its default.
+    fn all_set() -> Config {
+        Config {
+            listen: "[::]:1234".parse().unwrap(),
+            telemetry_path: "/m".into(),
+            log_level: Level::TRACE,
+            log_format: LogFormat::Json,
+            probes: vec!["disk".into()],
+            hooks: [
+                ("tcp".into(), "tp_btf".into()),
+                ("disk".into(), "raw_tp".into()),
+            ]
+            .into(),
+            series_max: 512,
+            series_retention: Duration::from_secs(90),
+            buckets_per_octave: 4,
+            bpf_stats: true,
+            procfs: "/host/proc".into(),
+            sysfs: "/host/sys".into(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        definition(&PROBES).debug_assert();
+    }
+
+    #[test]
+    fn defaults_stand_without_any_layer() {
+        assert_eq!(agent("", &[], None), defaults());
+        assert_eq!(agent("agent", &[], None), defaults());
+        assert_eq!(
+            load_with([], [], &PROBES, no_file).unwrap(),
+            Command::Agent(defaults())
+        );
+        assert_eq!(
+            load_layers("check", &[], None).unwrap(),
+            Command::Check(defaults(), Format::Table)
+        );
+    }
+
+    #[test]
+    fn every_setting_can_be_a_flag() {
+        let flags = "--web.listen-address :1234 --web.telemetry-path /m --log.level trace --log.format json \
+             --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --series.max 512 --series.retention 90s \
+             --metrics.buckets-per-octave 4 --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys";
+        assert_eq!(agent(flags, &[], None), all_set());
+        assert_eq!(agent(&format!("agent {flags}"), &[], None), all_set());
+        assert_eq!(agent(&format!("{flags} agent"), &[], None), all_set());
+        assert_eq!(
+            load_layers(&format!("check {flags} --format json"), &[], None).unwrap(),
+            Command::Check(all_set(), Format::Json)
+        );
+        assert_eq!(
+            load_layers(&format!("{flags} check --format json"), &[], None).unwrap(),
+            Command::Check(all_set(), Format::Json)
+        );
+    }
+
+    const ALL_ENV: [(&str, &str); 13] = [
+        ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
+        ("SENTRY_WEB_TELEMETRY_PATH", "/m"),
+        ("SENTRY_LOG_LEVEL", "trace"),
+        ("SENTRY_LOG_FORMAT", "json"),
+        ("SENTRY_PROBES", "disk"),
+        ("SENTRY_TCP_HOOK", "tp_btf"),
+        ("SENTRY_DISK_HOOK", "raw_tp"),
+        ("SENTRY_SERIES_MAX", "512"),
+        ("SENTRY_SERIES_RETENTION", "90s"),
+        ("SENTRY_METRICS_BUCKETS_PER_OCTAVE", "4"),
+        ("SENTRY_BPF_STATS", "true"),
+        ("SENTRY_PATH_PROCFS", "/host/proc"),
+        ("SENTRY_PATH_SYSFS", "/host/sys"),
+    ];
+
+    #[test]
+    fn every_setting_can_be_a_variable() {
+        assert_eq!(agent("", &ALL_ENV, None), all_set());
+        assert_eq!(
+            load_layers("check", &ALL_ENV, None).unwrap(),
+            Command::Check(all_set(), Format::Table)
+        );
+    }
+
+    #[test]
+    fn every_setting_can_be_a_key_flat_or_nested() {
+        let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nlog.level: trace\nlog.format: json\n\
+             probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nseries.max: 512\nseries.retention: 90s\n\
+             metrics.buckets-per-octave: 4\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n";
+        assert_eq!(from_file(flat), all_set());
+        let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\nlog: {level: trace, format: json}\n\
+             probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nseries: {max: 512, retention: 90s}\n\
+             metrics: {buckets-per-octave: 4}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
+             path.sysfs: /host/sys\n";
+        assert_eq!(from_file(nested), all_set());
+        assert_eq!(
+            load_layers(&format!("check {FILE}"), &[], Some(flat)).unwrap(),
+            Command::Check(all_set(), Format::Table)
+        );
+    }
+
+    #[test]
+    fn each_layer_wins_over_those_below() {
+        let file = Some("series.max: 100\n");
+        let env = [("SENTRY_SERIES_MAX", "200")];
+        let both = format!("{FILE} --series.max 300");
+        assert_eq!(agent(FILE, &[], file).series_max, 100);
+        assert_eq!(agent(FILE, &env, file).series_max, 200);
+        assert_eq!(agent(&both, &env, file).series_max, 300);
+        assert_eq!(agent(&both, &[], file).series_max, 300);
+        assert_eq!(agent("--series.max 300", &env, None).series_max, 300);
+        assert_eq!(agent("--series.max 300 agent", &env, None).series_max, 300);
+        assert_eq!(agent("agent --series.max 300", &env, None).series_max, 300);
+        // A flag that says what the default says is still a flag.
+        assert_eq!(
+            agent(&format!("{FILE} --series.max 256"), &env, file).series_max,
+            256
+        );
+    }
+
+    #[test]
+    fn layers_merge_key_by_key() {
+        let file = Some("series.max: 100\nlog.level: warn\nprobes: tcp\n");
+        let env = [("SENTRY_LOG_LEVEL", "debug"), ("SENTRY_PROBES", "disk,tcp")];
+        let config = agent(&format!("{FILE} --probes disk"), &env, file);
+        assert_eq!(config.series_max, 100);
+        assert_eq!(config.log_level, Level::DEBUG);
+        assert_eq!(config.probes, ["disk"]);
+    }
+
+    #[test]
+    fn a_flag_can_take_back_what_a_lower_layer_switched_on() {
+        let env = [("SENTRY_BPF_STATS", "true")];
+        assert!(agent("", &env, None).bpf_stats);
+        assert!(!agent("--bpf.stats=false", &env, None).bpf_stats);
+        assert!(
+            !agent(
+                FILE,
+                &[("SENTRY_BPF_STATS", "false")],
+                Some("bpf.stats: true")
+            )
+            .bpf_stats
+        );
+    }
+
+    #[test]
+    fn a_value_that_a_higher_layer_replaces_is_not_looked_at() {
+        let env = [("SENTRY_LOG_LEVEL", "loud")];
+        assert_eq!(agent("--log.level warn", &env, None).log_level, Level::WARN);
+    }
+
+    #[test]
+    fn the_file_can_be_named_by_a_variable_and_a_flag_wins() {
+        let text = Some("series.max: 100\n");
+        let env = [("SENTRY_CONFIG_FILE", "/etc/sentry.yaml")];
+        assert_eq!(agent("", &env, text).series_max, 100);
+        assert_eq!(
+            agent(FILE, &[("SENTRY_CONFIG_FILE", "/other")], text).series_max,
+            100
+        );
+        assert_eq!(agent("", &[("SENTRY_CONFIG_FILE", "")], None), defaults());
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_unset() {
+        assert_eq!(
+            agent(
+                "",
+                &[("SENTRY_LOG_LEVEL", ""), ("SENTRY_NONSENSE", "")],
+                None
+            ),
+            defaults()
+        );
+    }
+
+    #[test]
+    fn kubernetes_variables_give_one_warning() {
+        let env = [
+            ("SENTRY_SERVICE_PORT", "9763"),
+            ("SENTRY_PORT", "tcp://10.0.0.7:9763"),
+            ("SENTRY_PORT_9763_TCP", "tcp://10.0.0.7:9763"),
+            ("SENTRY_PORT_9763_TCP_PROTO", "tcp"),
+            ("SENTRY_PORT_9763_TCP_PORT", "9763"),
+            ("SENTRY_PORT_9763_TCP_ADDR", "10.0.0.7"),
+            ("SENTRY_SERVICE_PORT_METRICS", "9763"),
+            ("SENTRY_SERVICE_HOST", "10.0.0.7"),
+            ("SENTRYX", "1"),
+            ("PATH", "/bin"),
+        ];
+        let expected = Config {
+            warnings: vec![
+                "environment: ignored, since these are not settings: SENTRY_PORT, SENTRY_PORT_9763_TCP, \
+                 SENTRY_PORT_9763_TCP_ADDR, SENTRY_PORT_9763_TCP_PORT, SENTRY_PORT_9763_TCP_PROTO, \
+                 SENTRY_SERVICE_HOST, SENTRY_SERVICE_PORT, SENTRY_SERVICE_PORT_METRICS"
+                    .into(),
+            ],
+            ..defaults()
+        };
+        assert_eq!(agent("", &env, None), expected);
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_told_apart() {
+        let env = [
+            ("SENTRY_WEB_LISTENADDRESS", ":1"),
+            ("SENTRY_DSN", "x"),
+            ("SENTRY_PROBE", "tcp"),
+        ];
+        assert_eq!(
+            agent("", &env, None).warnings,
+            [
+                "environment SENTRY_PROBE: unknown variable, ignored; did you mean SENTRY_PROBES?",
+                "environment SENTRY_WEB_LISTENADDRESS: unknown variable, ignored; \
+                 did you mean SENTRY_WEB_LISTEN_ADDRESS?",
+                "environment: ignored, since these are not settings: SENTRY_DSN",
+            ]
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_need_not_be_utf8() {
+        use std::os::unix::ffi::OsStringExt;
+        let path = OsString::from_vec(b"/pr\xffoc".to_vec());
+        let env = [
+            ("SENTRY_PATH_PROCFS".into(), path.clone()),
+            (path.clone(), "x".into()),
+        ];
+        let command = load_with(["sentry".into()], env, &PROBES, no_file).unwrap();
+        let expected = Config {
+            procfs: path.clone().into(),
+            ..defaults()
+        };
+        assert_eq!(command, Command::Agent(expected));
+
+        let env = [("SENTRY_LOG_LEVEL".into(), path)];
+        let error = load_with(["sentry".into()], env, &PROBES, no_file).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "environment SENTRY_LOG_LEVEL: invalid UTF-8 was detected in one or more arguments"
+        );
+    }
+
+    #[test]
+    fn listen_addresses() {
+        let listen = |value: &str| {
+            agent(&format!("--web.listen-address {value}"), &[], None)
+                .listen
+                .to_string()
+        };
+        assert_eq!(listen(":9763"), "[::]:9763");
+        assert_eq!(listen("localhost:80"), "127.0.0.1:80");
+        assert_eq!(listen("10.1.2.3:80"), "10.1.2.3:80");
+        assert_eq!(listen("[fe80::1]:80"), "[fe80::1]:80");
+        assert_eq!(listen("0.0.0.0:0"), "0.0.0.0:0");
+        for value in [
+            "x",
+            "9763",
+            "::1:80",
+            "host:80",
+            ":",
+            ":x",
+            ":+1",
+            ":65536",
+            "localhost",
+            "[::]",
+            "1.2.3:4",
+        ] {
+            assert_eq!(
+                flag_error(&format!("--web.listen-address {value}")),
+                format!(
+                    "--web.listen-address: invalid value '{value}'; allowed: HOST:PORT, \
+                     where HOST is an IP address, localhost, or nothing for all addresses"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn telemetry_paths() {
+        for value in ["/m", "/a/b-c._~", "/metrics/", "/api", "/healthz/x"] {
+            assert_eq!(
+                agent(&format!("--web.telemetry-path {value}"), &[], None).telemetry_path,
+                value
+            );
+        }
+        for value in [
+            "metrics", "/", "/healthz", "/readyz", "/api/v1", "/api/", "/a?b", "/a#b", "/{a}",
+            "/*a", "/:a", "/ä", "//a", "/a//b", "/./a", "/a/..", "/%41",
+        ] {
+            assert_eq!(
+                flag_error(&format!("--web.telemetry-path {value}")),
+                format!(
+                    "--web.telemetry-path: invalid value '{value}'; allowed: a path such as /metrics, of letters, \
+                     digits and / - . _ ~, but not /, /healthz, /readyz or one below /api/"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn probes_are_known_and_named_once() {
+        let probes = |value| agent("", &[("SENTRY_PROBES", value)], None).probes;
+        assert_eq!(probes("tcp"), ["tcp"]);
+        assert_eq!(probes("disk, tcp"), ["disk", "tcp"]);
+        assert_eq!(from_file("probes: [disk, tcp]").probes, ["disk", "tcp"]);
+        assert_eq!(from_file("probes: disk,tcp").probes, ["disk", "tcp"]);
+        assert_eq!(
+            flag_error("--probes tcp,gpu"),
+            "--probes: invalid value 'tcp,gpu'; unknown probe 'gpu'; allowed: tcp, disk"
+        );
+        assert_eq!(
+            flag_error("--probes tcp,disk,tcp"),
+            "--probes: invalid value 'tcp,disk,tcp'; probe 'tcp' twice; allowed: tcp, disk, each once"
+        );
+        assert_eq!(
+            flag_error("--probes tcp,"),
+            "--probes: invalid value 'tcp,'; unknown probe ''; allowed: tcp, disk"
+        );
+        assert_eq!(
+            flag_error("--probes="),
+            "--probes: a value is needed; allowed: tcp, disk"
+        );
+        assert_eq!(
+            file_error("probes: []"),
+            "config file /etc/sentry.yaml:1: probes: a value is needed; allowed: tcp, disk"
+        );
+        assert_eq!(
+            file_error("probes: [tcp, [disk]]"),
+            "config file /etc/sentry.yaml:1: probes: a list in a list; allowed: names"
+        );
+        assert_eq!(
+            file_error("\nprobes:\n  tcp: true\n"),
+            "config file /etc/sentry.yaml:2: probes: a mapping; allowed: one value"
+        );
+    }
+
+    #[test]
+    fn hooks_follow_the_probes() {
+        let gpu = [ProbeOptions {
+            name: "gpu",
+            hooks: &["uprobe"],
+        }];
+        let args = ["sentry", "--gpu.hook=uprobe"].map(OsString::from);
+        let command = load_with(args, [], &gpu, no_file).unwrap();
+        let hooks = BTreeMap::from([("gpu".to_owned(), "uprobe".to_owned())]);
+        let expected = Config {
+            probes: vec!["gpu".into()],
+            hooks,
+            ..defaults()
+        };
+        assert_eq!(command, Command::Agent(expected));
+        assert_eq!(
+            flag_error("--tcp.hook kprobe"),
+            "--tcp.hook: invalid value 'kprobe'; allowed: auto, tp_btf"
+        );
+        assert_eq!(
+            error("", &[("SENTRY_DISK_HOOK", "x")], None),
+            "environment SENTRY_DISK_HOOK: invalid value 'x'; allowed: auto, tp_btf, raw_tp"
+        );
+    }
+
+    #[test]
+    fn series_max_has_bounds() {
+        assert_eq!(agent("--series.max 64", &[], None).series_max, 64);
+        assert_eq!(agent("--series.max 32768", &[], None).series_max, 32_768);
+        for value in ["63", "32769", "-1", "1e3", "many", "99999999999"] {
+            assert_eq!(
+                flag_error(&format!("--series.max={value}")),
+                format!(
+                    "--series.max: invalid value '{value}'; allowed: a number from 64 to 32768"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn retentions() {
+        let retention = |value: &str| {
+            agent(&format!("--series.retention {value}"), &[], None)
+                .series_retention
+                .as_millis()
+        };
+        assert_eq!(retention("500ms"), 500);
+        assert_eq!(retention("90s"), 90_000);
+        assert_eq!(retention("2m"), 120_000);
+        assert_eq!(retention("24h"), 86_400_000);
+        assert_eq!(retention("0s"), 0);
+        for value in [
+            "90",
+            "s",
+            "-1s",
+            "1.5s",
+            "1h30m",
+            "2 m",
+            "25h",
+            "99999999999999999999s",
+            "9999999999999999999h",
+        ] {
+            assert_eq!(
+                error("", &[("SENTRY_SERIES_RETENTION", value)], None),
+                format!(
+                    "environment SENTRY_SERIES_RETENTION: invalid value '{value}'; allowed: \
+                     a whole number with its unit, such as 500ms, 90s, 2m or 1h, up to 24h"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn closed_sets_name_what_is_allowed() {
+        assert_eq!(
+            flag_error("--log.level loud"),
+            "--log.level: invalid value 'loud'; allowed: error, warn, info, debug, trace"
+        );
+        assert_eq!(
+            flag_error("--log.format xml"),
+            "--log.format: invalid value 'xml'; allowed: text, json"
+        );
+        assert_eq!(
+            flag_error("check --format xml"),
+            "--format: invalid value 'xml'; allowed: table, json"
+        );
+        assert_eq!(
+            flag_error("--metrics.buckets-per-octave 3"),
+            "--metrics.buckets-per-octave: invalid value '3'; allowed: 1, 2, 4"
+        );
+        assert_eq!(
+            flag_error("--bpf.stats=1"),
+            "--bpf.stats: invalid value '1'; allowed: true, false"
+        );
+    }
+
+    #[test]
+    fn a_bad_command_line_is_one_line() {
+        for (args, expected) in [
+            (
+                "--web.listenaddress=x",
+                "--web.listenaddress: unknown flag; did you mean --web.listen-address?",
+            ),
+            (
+                "agent --web.listen x",
+                "--web.listen: unknown flag; did you mean --web.listen-address?",
+            ),
+            ("--bogus", "--bogus: unknown flag; see sentry --help"),
+            ("-x", "-x: unknown flag; see sentry --help"),
+            (
+                "--format json",
+                "--format: unknown flag; did you mean --log.format?",
+            ),
+            ("foo", "foo: unknown command; allowed: agent, check"),
+            ("chek", "chek: unknown command; allowed: agent, check"),
+            (
+                "agent check",
+                "check: unknown command; allowed: agent, check",
+            ),
+            ("-- foo", "foo: unknown command; allowed: agent, check"),
+            (
+                "--bpf.stats maybe",
+                "maybe: unknown command; allowed: agent, check",
+            ),
+            (
+                "--log.level",
+                "--log.level: a value is needed; allowed: error, warn, info, debug, trace",
+            ),
+            ("--config.file", "--config.file: a value is needed"),
+            ("--path.procfs=", "--path.procfs: a value is needed"),
+            (
+                "--log.level info --log.level warn",
+                "--log.level: given more than once",
+            ),
+            (
+                "--help=1",
+                "unexpected value '1' for '--help' found; no more were expected",
+            ),
+        ] {
+            assert_eq!(flag_error(args), expected, "{args}");
+        }
+    }
+
+    #[test]
+    fn layers_hold_behind_a_double_dash() {
+        assert_eq!(
+            agent("--", &[("SENTRY_SERIES_MAX", "200")], None).series_max,
+            200
+        );
+    }
+
+    #[test]
+    fn errors_of_each_layer_name_their_place() {
+        assert_eq!(
+            error("", &[("SENTRY_LOG_LEVEL", "loud")], None),
+            "environment SENTRY_LOG_LEVEL: invalid value 'loud'; allowed: error, warn, info, debug, trace"
+        );
+        let text = "# a comment\nweb:\n  listen-address: x\n";
+        assert_eq!(
+            file_error(text),
+            "config file /etc/sentry.yaml:3: web.listen-address: invalid value 'x'; allowed: HOST:PORT, \
+             where HOST is an IP address, localhost, or nothing for all addresses"
+        );
+        assert_eq!(
+            error(
+                "",
+                &[("SENTRY_CONFIG_FILE", "/etc/sentry.yaml")],
+                Some("series.max: 1")
+            ),
+            "config file /etc/sentry.yaml:1: series.max: invalid value '1'; allowed: a number from 64 to 32768"
+        );
+        assert_eq!(
+            file_error("log.level: ''"),
+            "config file /etc/sentry.yaml:1: log.level: a value is needed; \
+             allowed: error, warn, info, debug, trace"
+        );
+    }
+
+    #[test]
+    fn control_characters_cannot_break_the_line() {
+        assert_eq!(
+            error("", &[("SENTRY_LOG_LEVEL", "a\nb\u{1b}[0m")], None),
+            "environment SENTRY_LOG_LEVEL: invalid value 'a\\nb\\u{1b}[0m'; \
+             allowed: error, warn, info, debug, trace"
+        );
+        assert_eq!(
+            file_error("log.level: |\n  a\n  b\n"),
+            "config file /etc/sentry.yaml:1: log.level: invalid value 'a\\nb\\n'; \
+             allowed: error, warn, info, debug, trace"
+        );
+    }
+
+    #[test]
+    fn a_file_may_hold_nothing() {
+        for text in [
+            "",
+            "# only a comment\n",
+            "---\n",
+            "{}",
+            "web:\n",
+            "web: {}\n",
+            "log.level:\nprobes: null\n",
+        ] {
+            assert_eq!(from_file(text), defaults(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_file_is_one_line() {
+        for (text, expected) in [
+            (
+                "web.listenaddress: x",
+                ":1: web.listenaddress: unknown key; did you mean web.listen-address?",
+            ),
+            (
+                "\nweb:\n  listenaddress: x\n",
+                ":3: web.listenaddress: unknown key; did you mean web.listen-address?",
+            ),
+            (
+                "colour: red",
+                ":1: colour: unknown key; allowed: bpf.stats, disk.hook, log.format, log.level, \
+                 metrics.buckets-per-octave, path.procfs, path.sysfs, probes, series.max, series.retention, \
+                 tcp.hook, web.listen-address, web.telemetry-path",
+            ),
+            (
+                "web.listenaddress:",
+                ":1: web.listenaddress: unknown key; did you mean web.listen-address?",
+            ),
+            (
+                "log.levels: {}",
+                ":1: log.levels: unknown key; did you mean log.level?",
+            ),
+            (
+                "web: x",
+                ":1: web: a section, which has no value; allowed: web.listen-address, web.telemetry-path",
+            ),
+            (
+                "web: [x]",
+                ":1: web: a section, which has no value; allowed: web.listen-address, web.telemetry-path",
+            ),
+            (
+                "log.level: {a: b}",
+                ":1: log.level: a mapping; allowed: one value",
+            ),
+            (
+                "log:\n  level: [info]",
+                ":2: log.level: a list; allowed: one value",
+            ),
+            (
+                "log.level: info\nlog.level: warn",
+                ":2: log.level: duplicate key, first on line 1",
+            ),
+            (
+                "log.level: info\nlog:\n  level: warn",
+                ":3: log.level: duplicate key, first on line 1",
+            ),
+            (
+                "log: {level: info}\nlog: {format: json}",
+                ":2: log: duplicate key, first on line 1",
+            ),
+            (
+                "- log.level",
+                ": not a mapping; allowed: lines such as 'log.level: info'",
+            ),
+            (
+                "hello",
+                ": not a mapping; allowed: lines such as 'log.level: info'",
+            ),
+            ("probes: [tcp", ":1:9: not valid YAML: unclosed bracket '['"),
+            (
+                "a: b\n c: d\n",
+                ":2:3: not valid YAML: mapping values are not allowed in this context",
+            ),
+            (
+                "log.level: info\n---\nlog.level: warn\n",
+                ":3:1: not valid YAML: only single YAML document expected but multiple found",
+            ),
+            (
+                "bpf.stats: yes",
+                ":1: bpf.stats: invalid value 'yes'; allowed: true, false",
+            ),
+            (
+                "series.max: 1.5",
+                ":1: series.max: invalid value '1.5'; allowed: a number from 64 to 32768",
+            ),
+            (
+                "series.max: .inf",
+                ":1: series.max: invalid value '.inf'; allowed: a number from 64 to 32768",
+            ),
+            (
+                "series.max: -64",
+                ":1: series.max: invalid value '-64'; allowed: a number from 64 to 32768",
+            ),
+        ] {
+            assert_eq!(
+                file_error(text),
+                format!("config file /etc/sentry.yaml{expected}"),
+                "{text:?}"
+            );
+        }
+        let keyed = file_error("config.file: /x");
+        assert!(
+            keyed
+                .starts_with("config file /etc/sentry.yaml:1: config.file: unknown key; allowed: "),
+            "{keyed}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_one_line() {
+        let read = |path: &str| {
+            let args = ["sentry", "--config.file", path].map(OsString::from);
+            load(args, [], &PROBES).unwrap_err().to_string()
+        };
+        assert_eq!(
+            read("/nonexistent/sentry.yaml"),
+            "config file /nonexistent/sentry.yaml: cannot be read: No such file or directory (os error 2)"
+        );
+        assert_eq!(
+            read("/"),
+            "config file /: cannot be read: Is a directory (os error 21)"
+        );
+    }
+
+    #[test]
+    fn a_file_on_disk_is_read() {
+        let path =
+            std::env::temp_dir().join(format!("sentry-config-test-{}.yaml", std::process::id()));
+        std::fs::write(&path, "series.max: 100\n").unwrap();
+        let args = [
+            "sentry".into(),
+            "--config.file".into(),
+            path.clone().into_os_string(),
+        ];
+        let command = load(args, [], &PROBES);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(
+            command.unwrap(),
+            Command::Agent(Config {
+                series_max: 100,
+                ..defaults()
+            })
+        );
+    }
+
+    #[test]
+    fn help_teaches_every_setting() {
+        for args in ["--help", "-h", "help", "agent --help", "check --help"] {
+            let text = help(args);
+            for (name, _) in ALL_ENV {
+                assert!(text.contains(&format!("[env: {name}]")), "{args}: {name}");
+            }
+            for heading in ["Web:", "Probes:", "Series:", "Logging:", "Paths:"] {
+                assert!(
+                    text.contains(&format!("\n{heading}\n")),
+                    "{args}: {heading}"
+                );
+            }
+        }
+        assert!(help("--help").contains("\nExamples:\n  sentry check  "));
+        assert!(help("check --help").contains("sentry check --format json"));
+        assert!(
+            help("--help")
+                .contains("[env: SENTRY_TCP_HOOK] [default: auto] [possible values: auto, tp_btf]")
+        );
+        assert_eq!(
+            help("--version"),
+            format!("sentry {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
+}
