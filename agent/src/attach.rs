@@ -1,0 +1,181 @@
+//! What stands before the first event: may we, can this kernel, and which hook.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use probes::{Kernel, LoadError, Probe, Reason, Request, Verdict, cgroup};
+
+use crate::{
+    config::{Config, HOOK_AUTO},
+    enrich::cgroup::{Mount, mounts},
+};
+
+/// `include/uapi/linux/capability.h`
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// The agent cannot start on this host, or not like this.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttachError {
+    /// The kernel would refuse every program.
+    #[error(
+        "missing privileges: {missing} needed to load eBPF programs; run as root, or grant them to the binary"
+    )]
+    Privileges {
+        /// What is needed and not there.
+        missing: String,
+    },
+    /// A file of procfs or sysfs that must be there.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why it can't be read.
+        source: std::io::Error,
+    },
+    /// See there.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// All that the agent finds out about its host, and what it put into the kernel.
+pub(crate) struct Attached {
+    pub(crate) kernel: Kernel,
+    /// Where to walk for cgroups.
+    pub(crate) mounts: Vec<Mount>,
+}
+
+/// Which probes the configuration asks for, and the hooks it forces.
+pub(crate) fn selected(config: &Config) -> Vec<(&'static Probe, Option<&str>)> {
+    probes::PROBES
+        .iter()
+        .filter(|probe| config.probes.iter().any(|name| name == probe.name))
+        .map(|probe| {
+            let hook = config.hooks.get(probe.name).map(String::as_str);
+            (*probe, hook.filter(|hook| *hook != HOOK_AUTO))
+        })
+        .collect()
+}
+
+/// Attaches the probes that the configuration asks for.
+///
+/// # Errors
+/// When nothing can be attached at all. A probe that cannot is a verdict in the result.
+pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
+    let missing = missing_capabilities(&read(&config.procfs.join("self/status"))?);
+    if !missing.is_empty() {
+        return Err(AttachError::Privileges {
+            missing: missing.join(" and "),
+        });
+    }
+    let cgroups = config.procfs.join("cgroups");
+    let io_hierarchy = cgroup::io_hierarchy(&read(&cgroups)?);
+    let mounts = mounts(
+        &read(&config.procfs.join("self/mountinfo"))?,
+        io_hierarchy.as_ref().copied().unwrap_or(0),
+    );
+    let mut kernel = probes::attach(&Request {
+        probes: &selected(config),
+        // The configuration's ceiling is below what 16 bits hold.
+        series_max: u16::try_from(config.series_max).unwrap_or(u16::MAX),
+        io_hierarchy: io_hierarchy.as_ref().copied().unwrap_or(0),
+    })?;
+    probes::release_unused_memory();
+    if let Some(detail) = io_controller_off(io_hierarchy.ok(), &mounts) {
+        for installed in &mut kernel.probes {
+            let status = &mut installed.status;
+            if status.probe == "disk" && status.verdict == Verdict::Attached {
+                status.verdict = Verdict::Degraded;
+                status.reason = Reason::IoControllerOff;
+                status.detail.clone_from(&detail);
+            }
+        }
+    }
+    Ok(Attached { kernel, mounts })
+}
+
+/// Reads a small file.
+pub(crate) fn read(path: &Path) -> Result<String, AttachError> {
+    fs::read_to_string(path).map_err(|source| AttachError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The capabilities that are needed and missing, from the text of `/proc/self/status`. Before
+/// 5.8, and on it still, `CAP_SYS_ADMIN` stands for all.
+pub(crate) fn missing_capabilities(status: &str) -> Vec<&'static str> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |capability: u32| effective & (1 << capability) != 0;
+    if has(CAP_SYS_ADMIN) {
+        return Vec::new();
+    }
+    [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")]
+        .into_iter()
+        .filter(|(capability, _)| !has(*capability))
+        .map(|(_, name)| name)
+        .collect()
+}
+
+/// Why disk I/O can't be told apart by cgroup; `None` where it can.
+fn io_controller_off(io_hierarchy: Option<u16>, mounts: &[Mount]) -> Option<String> {
+    let Some(hierarchy) = io_hierarchy else {
+        return Some(
+            "this kernel has no I/O controller: all I/O belongs to the root cgroup".to_owned(),
+        );
+    };
+    if hierarchy != 0 {
+        return None;
+    }
+    let root = mounts.iter().find(|mount| mount.hierarchy == 0)?;
+    let path = root.path.join("cgroup.subtree_control");
+    let controllers = fs::read_to_string(&path).ok()?;
+    (!controllers.split_whitespace().any(|name| name == "io")).then(|| {
+        format!(
+            "the io controller is off below the root, so all I/O belongs to the root cgroup; `echo +io > {}` turns it on",
+            path.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_the_effective_set() {
+        let status = |mask: &str| format!("Name:\tx\nCapPrm:\tffff\nCapEff:\t{mask}\n");
+        assert_eq!(
+            missing_capabilities(&status("0000000000000000")),
+            ["CAP_BPF", "CAP_PERFMON"]
+        );
+        assert_eq!(missing_capabilities(&status("0000008000000000")), ["CAP_PERFMON"]);
+        assert!(missing_capabilities(&status("000000c000000000")).is_empty());
+        assert!(missing_capabilities(&status("0000000000200000")).is_empty());
+    }
+
+    #[test]
+    fn the_io_controller_may_be_off() {
+        let root = std::env::temp_dir().join(format!("sentry-io-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        let mounts = [Mount {
+            hierarchy: 0,
+            path: root.clone(),
+            root: "/".to_owned(),
+        }];
+        fs::write(root.join("cgroup.subtree_control"), "cpu memory\n").unwrap();
+        assert!(io_controller_off(Some(0), &mounts).unwrap().contains("+io"));
+        fs::write(root.join("cgroup.subtree_control"), "cpu io memory\n").unwrap();
+        assert_eq!(io_controller_off(Some(0), &mounts), None);
+        assert_eq!(io_controller_off(Some(7), &mounts), None);
+        assert!(io_controller_off(None, &mounts).is_some());
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

@@ -1,0 +1,542 @@
+//! Reads the kernel's cells and keeps the totals of every series.
+//!
+//! A steady collection makes no syscall per series: it reads mapped memory, and walks the index
+//! only after the kernel side has inserted something.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use probes::{
+    BUCKETS, Cell, Cells, Histogram, Installed, Kernel, OwnCounter, Programs, Sample, Series,
+    SeriesError, SeriesKey, SeriesTable, Status, Workload,
+};
+
+use crate::enrich::{
+    cgroup::{self, Cgroups},
+    device::Devices,
+};
+
+/// How long removed cells rest before they are given out again. A program that still holds a
+/// cell's number is done within microseconds; it cannot sleep.
+const QUARANTINE: Duration = Duration::from_millis(20);
+
+/// How often devices are looked up again, to notice those that are gone.
+const DEVICE_CHECK: Duration = Duration::from_secs(10);
+
+/// What a histogram has counted since its series began.
+#[derive(Debug, Clone)]
+pub(crate) struct Totals {
+    pub(crate) sum_ns: u64,
+    pub(crate) buckets: [u64; BUCKETS],
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Self {
+            sum_ns: 0,
+            buckets: [0; BUCKETS],
+        }
+    }
+}
+
+impl Totals {
+    /// Events in all buckets.
+    pub(crate) fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The duration in seconds below which a share of the events lies; `None` without events.
+    /// Between the edges of a bucket events are taken to lie evenly on a logarithmic scale, which
+    /// is off by 10 % at most.
+    pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
+        #[allow(clippy::cast_precision_loss)] // a share of 2^53 events is exact enough
+        let (count, as_f64) = (self.count(), |events: u64| events as f64);
+        if count == 0 {
+            return None;
+        }
+        let rank = share * as_f64(count);
+        let mut below = 0.0;
+        for (bucket, events) in self.buckets.iter().enumerate() {
+            let events = as_f64(*events);
+            if events > 0.0 && below + events >= rank {
+                let upper = probes::bucket_edge_seconds(bucket.min(BUCKETS - 2));
+                // Neither end of the scale has an edge beyond it.
+                if bucket == 0 || bucket == BUCKETS - 1 {
+                    return Some(upper);
+                }
+                let lower = probes::bucket_edge_seconds(bucket - 1);
+                let part = ((rank - below) / events).clamp(0.0, 1.0);
+                return Some(lower * (upper / lower).powf(part));
+            }
+            below += events;
+        }
+        None
+    }
+
+    /// What came since an earlier reading.
+    pub(crate) fn since(&self, earlier: &Totals) -> Totals {
+        let mut delta = self.clone();
+        delta.sum_ns = delta.sum_ns.wrapping_sub(earlier.sum_ns);
+        for (total, earlier) in delta.buckets.iter_mut().zip(&earlier.buckets) {
+            *total -= earlier;
+        }
+        delta
+    }
+
+    fn add(&mut self, delta: &Totals) {
+        self.sum_ns = self.sum_ns.wrapping_add(delta.sum_ns);
+        for (total, delta) in self.buckets.iter_mut().zip(&delta.buckets) {
+            *total += delta;
+        }
+    }
+}
+
+/// What a sample has come to.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    Histogram(Box<Totals>),
+    Counter(u64),
+}
+
+/// Whose a series is.
+#[derive(Debug, Clone)]
+pub(crate) struct Labels {
+    /// The cgroup's path.
+    pub(crate) cgroup: String,
+    /// The device's name, where the probe has devices.
+    pub(crate) device: Option<String>,
+}
+
+/// A series and its values.
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    pub(crate) probe: usize,
+    pub(crate) labels: Labels,
+    pub(crate) samples: Vec<(Sample, Value)>,
+    series: Series,
+    life: Life,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Life {
+    /// In the index.
+    Live,
+    /// Out of the index; its cells rest.
+    Resting(Instant),
+    /// Its cells are another's; its last values are still shown.
+    Retained(Instant),
+}
+
+/// The last reading of every cell. A cell is never set to zero: a new owner starts from here.
+#[derive(Debug)]
+struct Readings {
+    cells: Cells,
+    histograms: Vec<Histogram>,
+    counters: Vec<u64>,
+    scratch: Histogram,
+    delta: Totals,
+}
+
+impl Readings {
+    fn new(cells: Cells) -> Self {
+        Self {
+            histograms: vec![Histogram::default(); usize::from(cells.histogram_count)],
+            counters: vec![0; cells.counter_count as usize],
+            cells,
+            scratch: Histogram::default(),
+            delta: Totals::default(),
+        }
+    }
+
+    /// What a counter has gained since it was last read. Both words wrap.
+    fn counter(&mut self, cell: u16) -> u64 {
+        let now = self.cells.counter(cell);
+        let last = std::mem::replace(&mut self.counters[usize::from(cell)], now);
+        now.wrapping_sub(last)
+    }
+
+    fn histogram(&mut self, cell: u16) -> &Totals {
+        self.cells.read_histogram(cell, &mut self.scratch);
+        let last = &mut self.histograms[usize::from(cell)];
+        self.delta.sum_ns = self.scratch.sum_ns.wrapping_sub(last.sum_ns);
+        for bucket in 0..BUCKETS {
+            self.delta.buckets[bucket] =
+                u64::from(self.scratch.buckets[bucket].wrapping_sub(last.buckets[bucket]));
+        }
+        std::mem::swap(last, &mut self.scratch);
+        &self.delta
+    }
+
+    /// Reads the cells of some samples into their values, and into the sums over all series.
+    fn update(&mut self, samples: &mut [(Sample, Value)], sums: &mut [Value]) {
+        for (sample, value) in samples {
+            match (sample.cell, value, &mut sums[sample.metric]) {
+                (Cell::Histogram(cell), Value::Histogram(totals), Value::Histogram(sum)) => {
+                    let delta = self.histogram(cell);
+                    totals.add(delta);
+                    sum.add(delta);
+                }
+                (Cell::Counter(cell), Value::Counter(total), Value::Counter(sum)) => {
+                    let delta = self.counter(cell);
+                    *total += delta;
+                    *sum += delta;
+                }
+                // A probe's samples are of its metrics' kinds: its own tests hold it to that.
+                _ => debug_assert!(false, "a sample of another kind than its metric"),
+            }
+        }
+    }
+}
+
+/// All series, live and lately gone.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    readings: Readings,
+    table: Table,
+    inserts: u64,
+    probes: Vec<Probe>,
+    series: BTreeMap<SeriesKey, Tracked>,
+    cgroups: Arc<Mutex<Cgroups>>,
+    devices: Devices,
+    devices_checked: Instant,
+    retention: Duration,
+    retained_max: usize,
+    evicted: u64,
+    programs: Programs,
+    pub(crate) map_memory_bytes: Vec<(String, u64)>,
+    cgroup_events_lost: Option<u16>,
+}
+
+struct Table(SeriesTable);
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SeriesTable")
+    }
+}
+
+/// A probe, its `other` series, and its sums over all series there ever were.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    pub(crate) installed: Installed,
+    pub(crate) other: Vec<(Sample, Value)>,
+    /// One value a metric.
+    pub(crate) sums: Vec<Value>,
+}
+
+/// What a collection found to be done.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Series wait for their cells to be freed: collect again soon.
+    pub(crate) unfinished: bool,
+    /// A cgroup has no name: walk cgroupfs.
+    pub(crate) unknown_cgroup: bool,
+}
+
+impl Collector {
+    pub(crate) fn new(
+        kernel: Kernel,
+        cgroups: Arc<Mutex<Cgroups>>,
+        sysfs: PathBuf,
+        retention: Duration,
+    ) -> Self {
+        let probes = kernel
+            .probes
+            .into_iter()
+            .map(|installed| Probe {
+                other: fresh(installed.other()),
+                sums: installed
+                    .probe
+                    .metrics
+                    .iter()
+                    .map(|metric| match metric.kind {
+                        probes::MetricKind::Histogram => Value::Histogram(Box::default()),
+                        probes::MetricKind::Counter => Value::Counter(0),
+                    })
+                    .collect(),
+                installed,
+            })
+            .collect();
+        Self {
+            // Room for a burst of short-lived workloads, at most some 4 MB with default limits.
+            retained_max: (4 * kernel.series.limit as usize).max(2048),
+            readings: Readings::new(kernel.cells),
+            table: Table(kernel.series),
+            inserts: 0,
+            probes,
+            series: BTreeMap::new(),
+            cgroups,
+            devices: Devices::new(sysfs),
+            devices_checked: Instant::now(),
+            retention,
+            evicted: 0,
+            programs: kernel.programs,
+            map_memory_bytes: kernel.map_memory_bytes,
+            cgroup_events_lost: kernel
+                .cgroups
+                .as_ref()
+                .ok()
+                .map(probes::cgroup::Events::lost_counter),
+        }
+    }
+
+    /// Brings all totals up to date, names new series, and frees the cells of workloads that
+    /// are gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses a call on the index; the values read so far stand.
+    pub(crate) fn collect(&mut self, now: Instant) -> Result<Outcome, SeriesError> {
+        let mut outcome = Outcome::default();
+        // Read before the walk: what is inserted meanwhile is found by the next one.
+        let inserts = self.table.0.inserts(&self.readings.cells);
+        if inserts != self.inserts {
+            self.adopt()?;
+            self.inserts = inserts;
+        }
+        if now.duration_since(self.devices_checked) >= DEVICE_CHECK {
+            self.devices_checked = now;
+            self.devices.forget();
+        }
+        for probe in &mut self.probes {
+            self.readings.update(&mut probe.other, &mut probe.sums);
+        }
+        let cgroups = lock(&self.cgroups);
+        for (key, tracked) in &mut self.series {
+            let sums = &mut self.probes[tracked.probe].sums;
+            match tracked.life {
+                Life::Live => {
+                    self.readings.update(&mut tracked.samples, sums);
+                    let workload = Workload::from(key);
+                    if tracked.labels.cgroup.starts_with("unknown:") {
+                        match cgroups.path(workload) {
+                            Some(path) => tracked.labels.cgroup = path,
+                            None => outcome.unknown_cgroup = true,
+                        }
+                    }
+                    let device_gone =
+                        key.device != 0 && self.devices.name(key.device).is_none();
+                    if cgroups.is_gone(workload) || device_gone {
+                        self.table.0.remove(key)?;
+                        tracked.life = Life::Resting(now);
+                        outcome.unfinished = true;
+                    }
+                }
+                Life::Resting(since) if now.duration_since(since) >= QUARANTINE => {
+                    self.readings.update(&mut tracked.samples, sums);
+                    self.table.0.free(&tracked.series)?;
+                    tracked.life = Life::Retained(now);
+                }
+                Life::Resting(_) => outcome.unfinished = true,
+                Life::Retained(_) => {}
+            }
+        }
+        drop(cgroups);
+        self.forget(now);
+        Ok(outcome)
+    }
+
+    /// Takes in what the kernel side has inserted since the last walk.
+    fn adopt(&mut self) -> Result<(), SeriesError> {
+        let mut found = Vec::new();
+        self.table.0.walk(|key, series| found.push((key, series)))?;
+        let cgroups = lock(&self.cgroups);
+        for (key, series) in found {
+            let Some(index) = self
+                .probes
+                .iter()
+                .position(|probe| probe.installed.probe.number == key.kind >> 4)
+            else {
+                continue;
+            };
+            let probe = &mut self.probes[index];
+            let samples = (probe.installed.probe.samples)(&key, &series);
+            if let Some(tracked) = self.series.get_mut(&key) {
+                if tracked.series == series && matches!(tracked.life, Life::Live) {
+                    continue;
+                }
+                // Back after its removal, with other cells: the totals go on.
+                if matches!(tracked.life, Life::Resting(_)) {
+                    self.readings.update(&mut tracked.samples, &mut probe.sums);
+                    self.table.0.free(&tracked.series)?;
+                }
+                tracked.series = series;
+                tracked.life = Life::Live;
+                for ((old, _), new) in tracked.samples.iter_mut().zip(samples) {
+                    *old = new;
+                }
+                continue;
+            }
+            let workload = Workload::from(&key);
+            let device = (key.device != 0).then(|| {
+                self.devices.name(key.device).map_or_else(
+                    || {
+                        let (major, minor) = probes::device_number(key.device);
+                        format!("{major}:{minor}")
+                    },
+                    str::to_owned,
+                )
+            });
+            let labels = Labels {
+                cgroup: cgroups
+                    .path(workload)
+                    .unwrap_or_else(|| cgroup::unknown(workload)),
+                device,
+            };
+            self.series.insert(
+                key,
+                Tracked {
+                    probe: index,
+                    labels,
+                    samples: fresh(samples),
+                    series,
+                    life: Life::Live,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Drops series that have been gone for long, and the oldest when there are too many.
+    fn forget(&mut self, now: Instant) {
+        let retention = self.retention;
+        self.series.retain(|_, tracked| match tracked.life {
+            Life::Retained(since) => now.duration_since(since) < retention,
+            _ => true,
+        });
+        let mut retained: Vec<(Instant, SeriesKey)> = self
+            .series
+            .iter()
+            .filter_map(|(key, tracked)| match tracked.life {
+                Life::Retained(since) => Some((since, *key)),
+                _ => None,
+            })
+            .collect();
+        let surplus = retained.len().saturating_sub(self.retained_max);
+        if surplus > 0 {
+            retained.sort_unstable();
+            for (_, key) in &retained[..surplus] {
+                self.series.remove(key);
+            }
+            self.evicted += surplus as u64;
+        }
+    }
+
+    /// Attaches the second hook of probes whose counter calls for it.
+    pub(crate) fn attach_fallbacks(&mut self) {
+        for probe in &mut self.probes {
+            let called = probe
+                .installed
+                .fallback_trigger()
+                .is_some_and(|cell| self.readings.cells.counter(cell) > 0);
+            if called && probe.installed.status.verdict == probes::Verdict::Attached {
+                self.programs.attach_fallback(&mut probe.installed);
+                tracing::warn!(
+                    probe = probe.installed.probe.name,
+                    "{}",
+                    probe.installed.status.detail
+                );
+            }
+        }
+    }
+
+    /// The probes in their order.
+    pub(crate) fn probes(&self) -> &[Probe] {
+        &self.probes
+    }
+
+    /// All series that are shown.
+    pub(crate) fn series(&self) -> impl Iterator<Item = &Tracked> {
+        self.series.values()
+    }
+
+    /// The verdicts in the probes' order.
+    pub(crate) fn statuses(&self) -> Vec<Status> {
+        self.probes
+            .iter()
+            .map(|probe| probe.installed.status.clone())
+            .collect()
+    }
+
+    /// Histograms and counters that the live series of a probe hold.
+    pub(crate) fn series_in_use(&self, probe: usize) -> usize {
+        self.series
+            .values()
+            .filter(|tracked| {
+                tracked.probe == probe && !matches!(tracked.life, Life::Retained(_))
+            })
+            .map(|tracked| {
+                tracked.series.histograms().count() + usize::from(tracked.series.counter().is_some())
+            })
+            .sum()
+    }
+
+    /// The ceiling of histograms.
+    pub(crate) fn series_limit(&self) -> u32 {
+        self.table.0.limit
+    }
+
+    /// Series dropped before their time because too many were gone at once.
+    pub(crate) fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// A probe's counter about itself.
+    pub(crate) fn own_counter(&self, probe: usize, kind: OwnCounter) -> Option<u64> {
+        self.probes[probe]
+            .installed
+            .own_counters()
+            .find(|(other, _)| *other == kind)
+            .map(|(_, cell)| self.readings.cells.counter(cell))
+    }
+
+    /// Cgroup events that found their ring full; `None` where there is no ring.
+    pub(crate) fn cgroup_events_lost(&self) -> Option<u64> {
+        Some(self.readings.cells.counter(self.cgroup_events_lost?))
+    }
+
+    /// How often each program ran, as far as the kernel counts.
+    pub(crate) fn run_stats(&self) -> Vec<probes::RunStats> {
+        self.programs.run_stats()
+    }
+}
+
+fn fresh(samples: Vec<Sample>) -> Vec<(Sample, Value)> {
+    samples
+        .into_iter()
+        .map(|sample| {
+            let value = match sample.cell {
+                Cell::Histogram(_) => Value::Histogram(Box::default()),
+                Cell::Counter(_) => Value::Counter(0),
+            };
+            (sample, value)
+        })
+        .collect()
+}
+
+/// Locks, also after a panic elsewhere: the data are counts, and stale ones beat none.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_interpolate_within_a_bucket() {
+        let mut totals = Totals::default();
+        assert_eq!(totals.quantile(0.5), None);
+        // Bucket 73 ends at 2^(1/4) s and begins at 1 s.
+        totals.buckets[73] = 100;
+        let median = totals.quantile(0.5).unwrap();
+        assert!((median - 2f64.powf(0.125)).abs() < 1e-9, "{median}");
+        totals.buckets[0] = 100;
+        assert_eq!(totals.quantile(0.25), Some(2f64.powi(-18)));
+        totals.buckets[BUCKETS - 1] = 1000;
+        assert_eq!(totals.quantile(0.99), Some(16.0));
+    }
+}

@@ -1,0 +1,365 @@
+//! The cgroup trees: ids to paths.
+//!
+//! A walk of cgroupfs at the start gives what is there; the kernel's events say what comes and
+//! goes from then on. The walk is repeated only when an event was lost or an id is unknown.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use probes::{
+    Workload,
+    cgroup::{Change, Event},
+};
+
+/// Paths of removed cgroups that are still known, for events that end after their cgroup.
+const REMOVED_MAX: usize = 2048;
+
+/// Where a hierarchy is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// The hierarchy's id; 0 is cgroup v2.
+    pub(crate) hierarchy: u16,
+    /// The folder.
+    pub(crate) path: PathBuf,
+    /// Which cgroup that folder is: `/` unless only a part of the tree is mounted.
+    pub(crate) root: String,
+}
+
+/// Finds the hierarchies that bear labels in the text of `/proc/self/mountinfo`: v2, and the one
+/// that disk I/O is charged in.
+pub(crate) fn mounts(mountinfo: &str, io_hierarchy: u16) -> Vec<Mount> {
+    let mut mounts: Vec<Mount> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let left: Vec<&str> = left.split(' ').collect();
+        let right: Vec<&str> = right.split(' ').collect();
+        let (Some(root), Some(path), Some(kind)) = (left.get(3), left.get(4), right.first()) else {
+            continue;
+        };
+        let blkio = right
+            .get(2)
+            .is_some_and(|options| options.split(',').any(|option| option == "blkio"));
+        let hierarchy = match *kind {
+            "cgroup2" => 0,
+            "cgroup" if blkio => io_hierarchy,
+            _ => continue,
+        };
+        // The same tree may be mounted often; the first mount that shows all of it is best.
+        let mount = Mount {
+            hierarchy,
+            path: PathBuf::from(unescape(path)),
+            root: unescape(root),
+        };
+        match mounts.iter_mut().find(|other| other.hierarchy == hierarchy) {
+            Some(other) if other.root != "/" && mount.root == "/" => *other = mount,
+            Some(_) => {}
+            None => mounts.push(mount),
+        }
+    }
+    mounts
+}
+
+/// mountinfo writes blanks and backslashes in octal.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\134", "\\")
+}
+
+#[derive(Debug)]
+struct Node {
+    parent_id: u64,
+    name: Box<str>,
+}
+
+/// The trees of all hierarchies that bear labels.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    nodes: HashMap<Workload, Node>,
+    removed: HashMap<Workload, Box<str>>,
+    removed_order: VecDeque<Workload>,
+    removals: u64,
+}
+
+impl Cgroups {
+    /// Takes in an event.
+    pub(crate) fn apply(&mut self, event: Event) {
+        let workload = Workload {
+            hierarchy: event.hierarchy,
+            cgroup_id: event.id,
+        };
+        match event.change {
+            Change::Named { parent_id, name } => {
+                let name = name.into_boxed_str();
+                self.nodes.insert(workload, Node { parent_id, name });
+            }
+            Change::Removed => self.remove(workload),
+        }
+    }
+
+    fn remove(&mut self, workload: Workload) {
+        let path = self.live_path(workload);
+        self.nodes.remove(&workload);
+        let path = path.unwrap_or_else(|| unknown(workload)).into_boxed_str();
+        if self.removed.insert(workload, path).is_none() {
+            self.removed_order.push_back(workload);
+            self.removals += 1;
+        }
+        if self.removed_order.len() > REMOVED_MAX
+            && let Some(oldest) = self.removed_order.pop_front()
+        {
+            self.removed.remove(&oldest);
+        }
+    }
+
+    /// The path of a cgroup from its hierarchy's root, also for a while after it is gone; `None`
+    /// when it is unknown.
+    pub(crate) fn path(&self, workload: Workload) -> Option<String> {
+        self.live_path(workload)
+            .or_else(|| Some(self.removed.get(&workload)?.to_string()))
+    }
+
+    /// Whether a cgroup was there and is gone.
+    pub(crate) fn is_gone(&self, workload: Workload) -> bool {
+        self.removed.contains_key(&workload)
+    }
+
+    /// How many cgroups have gone so far.
+    pub(crate) fn removals(&self) -> u64 {
+        self.removals
+    }
+
+    fn live_path(&self, workload: Workload) -> Option<String> {
+        let mut names: Vec<&str> = Vec::new();
+        let mut node = self.nodes.get(&workload)?;
+        loop {
+            names.push(&node.name);
+            if node.parent_id == 0 {
+                break;
+            }
+            node = self.nodes.get(&Workload {
+                cgroup_id: node.parent_id,
+                ..workload
+            })?;
+        }
+        let mut path = String::new();
+        for name in names.iter().rev().filter(|name| !name.is_empty()) {
+            path.push('/');
+            path.push_str(name);
+        }
+        Some(if path.is_empty() { "/".to_owned() } else { path })
+    }
+
+    /// Reads a hierarchy from its folder: adds what is new, and takes out what is gone.
+    ///
+    /// # Errors
+    /// When the root cannot be read. Folders that go meanwhile are no error.
+    pub(crate) fn walk(&mut self, mount: &Mount) -> io::Result<()> {
+        let mut seen = HashSet::new();
+        let root_id = fs::metadata(&mount.path)?.ino();
+        let mut node = |id: u64, parent_id: u64, name: &str| {
+            let workload = Workload {
+                hierarchy: mount.hierarchy,
+                cgroup_id: id,
+            };
+            seen.insert(workload);
+            self.nodes.entry(workload).or_insert_with(|| Node {
+                parent_id,
+                name: name.into(),
+            });
+        };
+        node(root_id, 0, mount.root.trim_matches('/'));
+        let mut folders = vec![(mount.path.clone(), root_id)];
+        while let Some((folder, parent_id)) = folders.pop() {
+            for (name, path) in children(&folder) {
+                let Ok(metadata) = fs::metadata(&path) else {
+                    continue;
+                };
+                node(metadata.ino(), parent_id, &name);
+                folders.push((path, metadata.ino()));
+            }
+        }
+        let gone: Vec<Workload> = self
+            .nodes
+            .keys()
+            .filter(|workload| workload.hierarchy == mount.hierarchy && !seen.contains(workload))
+            .copied()
+            .collect();
+        for workload in gone {
+            self.remove(workload);
+        }
+        Ok(())
+    }
+}
+
+fn children(folder: &Path) -> Vec<(String, PathBuf)> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| {
+            (
+                entry.file_name().to_string_lossy().into_owned(),
+                entry.path(),
+            )
+        })
+        .collect()
+}
+
+/// The label of a cgroup whose name nobody saw: one of its own, so that two never share a series.
+pub(crate) fn unknown(workload: Workload) -> String {
+    format!("unknown:{}:{}", workload.hierarchy, workload.cgroup_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(cgroup_id: u64) -> Workload {
+        Workload {
+            hierarchy: 0,
+            cgroup_id,
+        }
+    }
+
+    fn made(id: u64, parent_id: u64, name: &str) -> Event {
+        Event {
+            hierarchy: 0,
+            id,
+            change: Change::Named {
+                parent_id,
+                name: name.to_owned(),
+            },
+        }
+    }
+
+    fn removed(id: u64) -> Event {
+        Event {
+            hierarchy: 0,
+            id,
+            change: Change::Removed,
+        }
+    }
+
+    fn tree() -> Cgroups {
+        let mut cgroups = Cgroups::default();
+        for event in [made(1, 0, ""), made(5, 1, "kubepods"), made(9, 5, "pod-a")] {
+            cgroups.apply(event);
+        }
+        cgroups
+    }
+
+    #[test]
+    fn paths_run_from_the_root() {
+        let cgroups = tree();
+        assert_eq!(cgroups.path(workload(1)).as_deref(), Some("/"));
+        assert_eq!(
+            cgroups.path(workload(9)).as_deref(),
+            Some("/kubepods/pod-a")
+        );
+        assert_eq!(cgroups.path(workload(7)), None);
+    }
+
+    #[test]
+    fn hierarchies_number_for_themselves() {
+        let cgroups = tree();
+        let blkio = Workload {
+            hierarchy: 7,
+            cgroup_id: 9,
+        };
+        assert_eq!(cgroups.path(blkio), None);
+    }
+
+    #[test]
+    fn a_new_name_moves_the_children_too() {
+        let mut cgroups = tree();
+        cgroups.apply(made(5, 1, "renamed"));
+        assert_eq!(cgroups.path(workload(9)).as_deref(), Some("/renamed/pod-a"));
+    }
+
+    #[test]
+    fn a_removed_cgroup_keeps_its_path() {
+        let mut cgroups = tree();
+        cgroups.apply(removed(9));
+        assert!(cgroups.is_gone(workload(9)));
+        assert!(!cgroups.is_gone(workload(5)));
+        assert_eq!(
+            cgroups.path(workload(9)).as_deref(),
+            Some("/kubepods/pod-a")
+        );
+        assert_eq!(cgroups.removals(), 1);
+    }
+
+    #[test]
+    fn the_paths_of_removed_cgroups_are_bounded() {
+        let mut cgroups = tree();
+        let count = REMOVED_MAX as u64 + 10;
+        for id in 100..100 + count {
+            cgroups.apply(made(id, 1, "x"));
+            cgroups.apply(removed(id));
+        }
+        assert_eq!(cgroups.removed.len(), REMOVED_MAX);
+        assert_eq!(cgroups.removed_order.len(), REMOVED_MAX);
+        assert_eq!(cgroups.path(workload(100)), None);
+        assert_eq!(cgroups.path(workload(100 + count - 1)).as_deref(), Some("/x"));
+    }
+
+    #[test]
+    fn a_walk_finds_what_is_there_and_what_is_gone() {
+        let root = std::env::temp_dir().join(format!("sentry-cgroup-{}", std::process::id()));
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir_all(root.join("c")).unwrap();
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        let id = |path: &str| workload(fs::metadata(root.join(path)).unwrap().ino());
+        let mount = Mount {
+            hierarchy: 0,
+            path: root.clone(),
+            root: "/".to_owned(),
+        };
+        let mut cgroups = Cgroups::default();
+        cgroups.walk(&mount).unwrap();
+        let (deep, other) = (id("a/b"), id("c"));
+        assert_eq!(cgroups.path(deep).as_deref(), Some("/a/b"));
+        assert_eq!(cgroups.nodes.len(), 4);
+
+        fs::remove_dir(root.join("c")).unwrap();
+        cgroups.walk(&mount).unwrap();
+        assert!(cgroups.is_gone(other));
+        assert!(!cgroups.is_gone(deep));
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    const HYBRID: &str = "\
+34 33 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+35 33 0:30 / /sys/fs/cgroup/blk\\040io rw,relatime shared:9 - cgroup cgroup rw,blkio
+36 33 0:31 /part /mnt/part rw - cgroup2 cgroup2 rw
+37 33 0:31 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate
+38 1 254:0 / / rw - ext4 /dev/vda rw
+";
+
+    #[test]
+    fn mounts_of_a_hybrid_host() {
+        assert_eq!(
+            mounts(HYBRID, 7),
+            [
+                Mount {
+                    hierarchy: 7,
+                    path: "/sys/fs/cgroup/blk io".into(),
+                    root: "/".to_owned()
+                },
+                Mount {
+                    hierarchy: 0,
+                    path: "/sys/fs/cgroup/unified".into(),
+                    root: "/".to_owned()
+                },
+            ]
+        );
+    }
+}
