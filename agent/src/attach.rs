@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use probes::{Kernel, LoadError, Probe, Reason, Request, Verdict, cgroup};
+use probes::{
+    Kernel, LoadError, Probe, Reason, Request, Status, Verdict,
+    cgroup::{self, Events},
+};
 
 use crate::{
     config::{Config, HOOK_AUTO},
@@ -44,6 +47,8 @@ pub(crate) enum AttachError {
 /// All that the agent finds out about its host, and what it put into the kernel.
 pub(crate) struct Attached {
     pub(crate) kernel: Kernel,
+    /// Cgroups that come and go, or why the kernel does not tell.
+    pub(crate) cgroup_events: Result<Events, Status>,
     /// Where to walk for cgroups.
     pub(crate) mounts: Vec<Mount>,
 }
@@ -77,7 +82,7 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         &read(&config.procfs.join("self/mountinfo"))?,
         io_hierarchy.as_ref().copied().unwrap_or(0),
     );
-    let mut kernel = probes::attach(&Request {
+    let (mut kernel, cgroup_events) = probes::attach(&Request {
         probes: &selected(config),
         // The configuration's ceiling is below what 16 bits hold.
         series_max: u16::try_from(config.series_max).unwrap_or(u16::MAX),
@@ -94,7 +99,11 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
             }
         }
     }
-    Ok(Attached { kernel, mounts })
+    Ok(Attached {
+        kernel,
+        cgroup_events,
+        mounts,
+    })
 }
 
 /// Reads a small file.
@@ -156,7 +165,10 @@ mod tests {
             missing_capabilities(&status("0000000000000000")),
             ["CAP_BPF", "CAP_PERFMON"]
         );
-        assert_eq!(missing_capabilities(&status("0000008000000000")), ["CAP_PERFMON"]);
+        assert_eq!(
+            missing_capabilities(&status("0000008000000000")),
+            ["CAP_PERFMON"]
+        );
         assert!(missing_capabilities(&status("000000c000000000")).is_empty());
         assert!(missing_capabilities(&status("0000000000200000")).is_empty());
     }

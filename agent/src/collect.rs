@@ -208,7 +208,8 @@ pub(crate) struct Collector {
     evicted: u64,
     programs: Programs,
     pub(crate) map_memory_bytes: Vec<(String, u64)>,
-    cgroup_events_lost: Option<u16>,
+    cgroup_events_lost: u16,
+    statuses: Arc<Mutex<Vec<Status>>>,
 }
 
 struct Table(SeriesTable);
@@ -244,6 +245,12 @@ impl Collector {
         sysfs: PathBuf,
         retention: Duration,
     ) -> Self {
+        let statuses = kernel
+            .probes
+            .iter()
+            .map(|installed| installed.status.clone())
+            .collect();
+        let statuses = Arc::new(Mutex::new(statuses));
         let probes = kernel
             .probes
             .into_iter()
@@ -276,11 +283,8 @@ impl Collector {
             evicted: 0,
             programs: kernel.programs,
             map_memory_bytes: kernel.map_memory_bytes,
-            cgroup_events_lost: kernel
-                .cgroups
-                .as_ref()
-                .ok()
-                .map(probes::cgroup::Events::lost_counter),
+            cgroup_events_lost: kernel.cgroup_events_lost,
+            statuses,
         }
     }
 
@@ -317,8 +321,7 @@ impl Collector {
                             None => outcome.unknown_cgroup = true,
                         }
                     }
-                    let device_gone =
-                        key.device != 0 && self.devices.name(key.device).is_none();
+                    let device_gone = key.device != 0 && self.devices.name(key.device).is_none();
                     if cgroups.is_gone(workload) || device_gone {
                         self.table.0.remove(key)?;
                         tracked.life = Life::Resting(now);
@@ -434,6 +437,11 @@ impl Collector {
                 .is_some_and(|cell| self.readings.cells.counter(cell) > 0);
             if called && probe.installed.status.verdict == probes::Verdict::Attached {
                 self.programs.attach_fallback(&mut probe.installed);
+                let mut statuses = lock(&self.statuses);
+                let name = probe.installed.probe.name;
+                for status in statuses.iter_mut().filter(|status| status.probe == name) {
+                    status.clone_from(&probe.installed.status);
+                }
                 tracing::warn!(
                     probe = probe.installed.probe.name,
                     "{}",
@@ -453,23 +461,19 @@ impl Collector {
         self.series.values()
     }
 
-    /// The verdicts in the probes' order.
-    pub(crate) fn statuses(&self) -> Vec<Status> {
-        self.probes
-            .iter()
-            .map(|probe| probe.installed.status.clone())
-            .collect()
+    /// The verdicts in the probes' order, for those who must not wait for a collection.
+    pub(crate) fn statuses(&self) -> Arc<Mutex<Vec<Status>>> {
+        Arc::clone(&self.statuses)
     }
 
     /// Histograms and counters that the live series of a probe hold.
     pub(crate) fn series_in_use(&self, probe: usize) -> usize {
         self.series
             .values()
-            .filter(|tracked| {
-                tracked.probe == probe && !matches!(tracked.life, Life::Retained(_))
-            })
+            .filter(|tracked| tracked.probe == probe && !matches!(tracked.life, Life::Retained(_)))
             .map(|tracked| {
-                tracked.series.histograms().count() + usize::from(tracked.series.counter().is_some())
+                tracked.series.histograms().count()
+                    + usize::from(tracked.series.counter().is_some())
             })
             .sum()
     }
@@ -493,9 +497,9 @@ impl Collector {
             .map(|(_, cell)| self.readings.cells.counter(cell))
     }
 
-    /// Cgroup events that found their ring full; `None` where there is no ring.
-    pub(crate) fn cgroup_events_lost(&self) -> Option<u64> {
-        Some(self.readings.cells.counter(self.cgroup_events_lost?))
+    /// Cgroup events that found their ring full.
+    pub(crate) fn cgroup_events_lost(&self) -> u64 {
+        self.readings.cells.counter(self.cgroup_events_lost)
     }
 
     /// How often each program ran, as far as the kernel counts.

@@ -24,7 +24,8 @@ use tracing::Level;
 const ENV_PREFIX: &str = "SENTRY_";
 const CONFIG_FILE: &str = "config.file";
 const PROBES: &str = "probes";
-const SERIES_MAX: std::ops::RangeInclusive<u32> = 64..=32_768;
+// Cells have 16-bit numbers, and so have the two counters that come with each.
+const SERIES_MAX: std::ops::RangeInclusive<u32> = 64..=32_000;
 const RETENTION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 const EXAMPLES: &str = "\
@@ -50,12 +51,12 @@ Examples:
 Exits 0 if at least one probe can attach, 1 if none can, 2 on a bad flag or setting.";
 
 /// What a probe offers to the configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct ProbeOptions {
     /// Name in `--probes`, and the first part of `--<name>.hook`.
     pub(crate) name: &'static str,
     /// Hooks that `--<name>.hook` takes besides `auto`, best first.
-    pub(crate) hooks: &'static [&'static str],
+    pub(crate) hooks: Vec<&'static str>,
 }
 
 /// The hook setting that leaves the choice to the agent.
@@ -214,7 +215,7 @@ struct Flags {
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Probes")]
     bpf_stats: bool,
 
-    /// Histograms kept in the kernel, 64 to 32768; the rest is counted together as "other"
+    /// Histograms kept in the kernel, 64 to 32000; the rest is counted together as "other"
     #[arg(long = "series.max", value_name = "N", default_value = "256",
           value_parser = parse_series_max, help_heading = "Series")]
     series_max: u32,
@@ -281,7 +282,7 @@ fn definition(probes: &[ProbeOptions]) -> clap::Command {
     });
     for probe in probes {
         let hook = hook_key(probe.name);
-        let hooks = [HOOK_AUTO].iter().chain(probe.hooks).copied();
+        let hooks = [HOOK_AUTO].iter().chain(&probe.hooks).copied();
         command = command.arg(
             Arg::new(hook.clone())
                 .long(hook)
@@ -812,18 +813,22 @@ fn context(error: &clap::Error, kind: ContextKind) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
-    const PROBES: [ProbeOptions; 2] = [
-        ProbeOptions {
-            name: "tcp",
-            hooks: &["tp_btf"],
-        },
-        ProbeOptions {
-            name: "disk",
-            hooks: &["tp_btf", "raw_tp"],
-        },
-    ];
+    static PROBES: LazyLock<[ProbeOptions; 2]> = LazyLock::new(|| {
+        [
+            ProbeOptions {
+                name: "tcp",
+                hooks: vec!["tp_btf"],
+            },
+            ProbeOptions {
+                name: "disk",
+                hooks: vec!["tp_btf", "raw_tp"],
+            },
+        ]
+    });
     const FILE: &str = "--config.file=/etc/sentry.yaml";
 
     fn no_file(path: &Path) -> io::Result<String> {
@@ -843,11 +848,11 @@ mod tests {
             .chain(args.split_whitespace())
             .map(OsString::from);
         match file {
-            Some(text) => load_with(args, os(env), &PROBES, |path| {
+            Some(text) => load_with(args, os(env), &*PROBES, |path| {
                 assert_eq!(path, Path::new("/etc/sentry.yaml"));
                 Ok(text.to_owned())
             }),
-            None => load_with(args, os(env), &PROBES, no_file),
+            None => load_with(args, os(env), &*PROBES, no_file),
         }
     }
 
@@ -934,7 +939,7 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        definition(&PROBES).debug_assert();
+        definition(&*PROBES).debug_assert();
     }
 
     #[test]
@@ -942,7 +947,7 @@ mod tests {
         assert_eq!(agent("", &[], None), defaults());
         assert_eq!(agent("agent", &[], None), defaults());
         assert_eq!(
-            load_with([], [], &PROBES, no_file).unwrap(),
+            load_with([], [], &*PROBES, no_file).unwrap(),
             Command::Agent(defaults())
         );
         assert_eq!(
@@ -1138,7 +1143,7 @@ mod tests {
             ("SENTRY_PATH_PROCFS".into(), path.clone()),
             (path.clone(), "x".into()),
         ];
-        let command = load_with(["sentry".into()], env, &PROBES, no_file).unwrap();
+        let command = load_with(["sentry".into()], env, &*PROBES, no_file).unwrap();
         let expected = Config {
             procfs: path.clone().into(),
             ..defaults()
@@ -1146,7 +1151,7 @@ mod tests {
         assert_eq!(command, Command::Agent(expected));
 
         let env = [("SENTRY_LOG_LEVEL".into(), path)];
-        let error = load_with(["sentry".into()], env, &PROBES, no_file).unwrap_err();
+        let error = load_with(["sentry".into()], env, &*PROBES, no_file).unwrap_err();
         assert_eq!(
             error.to_string(),
             "environment SENTRY_LOG_LEVEL: invalid UTF-8 was detected in one or more arguments"
@@ -1251,7 +1256,7 @@ mod tests {
     fn hooks_follow_the_probes() {
         let gpu = [ProbeOptions {
             name: "gpu",
-            hooks: &["uprobe"],
+            hooks: vec!["uprobe"],
         }];
         let args = ["sentry", "--gpu.hook=uprobe"].map(OsString::from);
         let command = load_with(args, [], &gpu, no_file).unwrap();
@@ -1275,12 +1280,12 @@ mod tests {
     #[test]
     fn series_max_has_bounds() {
         assert_eq!(agent("--series.max 64", &[], None).series_max, 64);
-        assert_eq!(agent("--series.max 32768", &[], None).series_max, 32_768);
-        for value in ["63", "32769", "-1", "1e3", "many", "99999999999"] {
+        assert_eq!(agent("--series.max 32000", &[], None).series_max, 32_000);
+        for value in ["63", "32001", "-1", "1e3", "many", "99999999999"] {
             assert_eq!(
                 flag_error(&format!("--series.max={value}")),
                 format!(
-                    "--series.max: invalid value '{value}'; allowed: a number from 64 to 32768"
+                    "--series.max: invalid value '{value}'; allowed: a number from 64 to 32000"
                 )
             );
         }
@@ -1416,7 +1421,7 @@ mod tests {
                 &[("SENTRY_CONFIG_FILE", "/etc/sentry.yaml")],
                 Some("series.max: 1")
             ),
-            "config file /etc/sentry.yaml:1: series.max: invalid value '1'; allowed: a number from 64 to 32768"
+            "config file /etc/sentry.yaml:1: series.max: invalid value '1'; allowed: a number from 64 to 32000"
         );
         assert_eq!(
             file_error("log.level: ''"),
@@ -1530,15 +1535,15 @@ mod tests {
             ),
             (
                 "series.max: 1.5",
-                ":1: series.max: invalid value '1.5'; allowed: a number from 64 to 32768",
+                ":1: series.max: invalid value '1.5'; allowed: a number from 64 to 32000",
             ),
             (
                 "series.max: .inf",
-                ":1: series.max: invalid value '.inf'; allowed: a number from 64 to 32768",
+                ":1: series.max: invalid value '.inf'; allowed: a number from 64 to 32000",
             ),
             (
                 "series.max: -64",
-                ":1: series.max: invalid value '-64'; allowed: a number from 64 to 32768",
+                ":1: series.max: invalid value '-64'; allowed: a number from 64 to 32000",
             ),
         ] {
             assert_eq!(
@@ -1559,7 +1564,7 @@ mod tests {
     fn a_file_that_cannot_be_read_is_one_line() {
         let read = |path: &str| {
             let args = ["sentry", "--config.file", path].map(OsString::from);
-            load(args, [], &PROBES).unwrap_err().to_string()
+            load(args, [], &*PROBES).unwrap_err().to_string()
         };
         assert_eq!(
             read("/nonexistent/sentry.yaml"),
@@ -1581,7 +1586,7 @@ mod tests {
             "--config.file".into(),
             path.clone().into_os_string(),
         ];
-        let command = load(args, [], &PROBES);
+        let command = load(args, [], &*PROBES);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(
             command.unwrap(),

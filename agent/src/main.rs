@@ -1,7 +1,268 @@
-//! Sentry.
+//! The agent: attaches the probes, collects what they count, names it, and serves it.
+//!
+//! This file is the wiring, in the order of the data.
 #![forbid(unsafe_code)]
 
-#[allow(dead_code)]
+mod attach;
+mod check;
+mod collect;
 mod config;
+mod enrich;
+mod expose;
+mod log;
+mod summary;
 
-fn main() {}
+use std::{
+    env,
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use probes::cgroup::{Change, Events};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+
+use crate::{
+    collect::{Collector, lock},
+    config::{Command, Config, ProbeOptions},
+    enrich::cgroup::{Cgroups, Mount},
+    expose::{
+        Exposed, HttpStats, Limits,
+        metrics::{Metrics, Source},
+        verdicts::Verdicts,
+    },
+    summary::Summary,
+};
+
+/// How often totals are read when nobody scrapes: a bucket wraps in 71 minutes at a million
+/// events a second.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How soon cells are freed after a workload has gone, so that a burst of them is one pass.
+const RECYCLE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often cgroupfs is walked at most, when an event was lost or a name is missing.
+const WALK_INTERVAL: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let options: Vec<ProbeOptions> = probes::PROBES
+        .iter()
+        .map(|probe| ProbeOptions {
+            name: probe.name,
+            hooks: probe.rungs.iter().map(|rung| rung.hook).collect(),
+        })
+        .collect();
+    let outcome = match config::load(env::args_os(), env::vars_os(), &options) {
+        Ok(Command::Check(config, format)) => check::run(&config, format),
+        Ok(Command::Agent(config)) => run(&config).map(|()| ExitCode::SUCCESS),
+        Err(error) => return error.report(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("sentry: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(config: &Config) -> anyhow::Result<()> {
+    log::init(config.log_level, config.log_format);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = expose::runtime().context("cannot start the runtime")?;
+    let outcome = runtime.block_on(agent(config));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn agent(config: &Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let started = Instant::now();
+    let listener = expose::bind(config.listen, &config.procfs).await?;
+    // Held as long as the agent runs.
+    let _run_stats = config
+        .bpf_stats
+        .then(|| {
+            probes::enable_run_stats()
+                .context("--bpf.stats: the kernel's statistics cannot be switched on")
+        })
+        .transpose()?;
+
+    // kernel -> mapped cells
+    let attach::Attached {
+        kernel,
+        cgroup_events,
+        mounts,
+    } = attach::attach(config)?;
+    for installed in &kernel.probes {
+        log::verdict(&installed.status);
+    }
+
+    // cgroup ids -> names
+    let cgroups = Arc::new(Mutex::new(Cgroups::default()));
+    walk(&cgroups, &mounts);
+    let gone = Arc::new(Notify::new());
+    match cgroup_events {
+        Ok(events) => {
+            let (cgroups, gone) = (Arc::clone(&cgroups), Arc::clone(&gone));
+            thread::Builder::new()
+                .name("cgroups".to_owned())
+                .spawn(move || follow_cgroups(events, &cgroups, &gone))
+                .context("cannot start a thread")?;
+        }
+        Err(status) => tracing::warn!(
+            reason = status.reason.code(),
+            "cgroups made from now on have no name: {}",
+            status.detail
+        ),
+    }
+
+    // cells and names -> totals
+    let collector = Arc::new(Mutex::new(Collector::new(
+        kernel,
+        Arc::clone(&cgroups),
+        config.sysfs.clone(),
+        config.series_retention,
+    )));
+    tokio::spawn(maintain(Arc::clone(&collector), cgroups, mounts, gone));
+    if std::io::stdout().is_terminal() {
+        tokio::spawn(summarise(Arc::clone(&collector)));
+    }
+
+    // totals -> the outside
+    let http = Arc::new(HttpStats::default());
+    let statuses = lock(&collector).statuses();
+    let exposed = Exposed {
+        readiness: Arc::new(Verdicts(statuses)),
+        scrape: Arc::new(Metrics::new(Source {
+            collector,
+            http: Arc::clone(&http),
+            procfs: config.procfs.clone(),
+            buckets_per_octave: config.buckets_per_octave,
+            run_stats: config.bpf_stats,
+        })),
+        stats: http,
+        telemetry_path: config.telemetry_path.parse()?,
+        limits: Limits::default(),
+    };
+    tracing::info!(
+        "serving http://{}{} after {} ms",
+        listener.local_addr()?,
+        config.telemetry_path,
+        started.elapsed().as_millis()
+    );
+    let shutdown = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    expose::serve(listener, exposed, shutdown).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Takes in the cgroups that come and go, and says when one has gone. Has a thread of its own, so
+/// that the small ring is emptied whatever else goes on.
+fn follow_cgroups(mut events: Events, cgroups: &Mutex<Cgroups>, gone: &Notify) {
+    loop {
+        if let Err(error) = events.wait() {
+            tracing::error!(%error, "cgroup events cannot be followed");
+            return;
+        }
+        let mut removed = false;
+        while let Some(event) = events.take() {
+            match event {
+                Ok(event) => {
+                    removed |= event.change == Change::Removed;
+                    lock(cgroups).apply(event);
+                }
+                Err(error) => tracing::error!(%error),
+            }
+        }
+        if removed {
+            gone.notify_one();
+        }
+    }
+}
+
+/// Keeps totals current without a scrape, and gives the cells of gone workloads back.
+async fn maintain(
+    collector: Arc<Mutex<Collector>>,
+    cgroups: Arc<Mutex<Cgroups>>,
+    mounts: Vec<Mount>,
+    gone: Arc<Notify>,
+) {
+    let mounts = Arc::new(mounts);
+    let mut lost = 0;
+    let mut walked = Instant::now();
+    loop {
+        let pass = Arc::clone(&collector);
+        let pass = tokio::task::spawn_blocking(move || {
+            let mut collector = lock(&pass);
+            collector.attach_fallbacks();
+            (
+                collector.collect(Instant::now()),
+                collector.cgroup_events_lost(),
+            )
+        });
+        let (outcome, lost_now) = match pass.await {
+            Ok((Ok(outcome), lost_now)) => (outcome, lost_now),
+            Ok((Err(error), _)) => {
+                tracing::error!(%error, "series cannot be kept in order");
+                (collect::Outcome::default(), lost)
+            }
+            Err(error) => {
+                tracing::error!(%error, "a collection was cut off");
+                (collect::Outcome::default(), lost)
+            }
+        };
+        if (outcome.unknown_cgroup || lost_now != lost) && walked.elapsed() >= WALK_INTERVAL {
+            lost = lost_now;
+            walked = Instant::now();
+            let (cgroups, mounts) = (Arc::clone(&cgroups), Arc::clone(&mounts));
+            let _ = tokio::task::spawn_blocking(move || walk(&cgroups, &mounts)).await;
+        }
+        if outcome.unfinished {
+            tokio::time::sleep(RECYCLE_INTERVAL).await;
+        } else {
+            let timer = tokio::time::timeout(COLLECT_INTERVAL, gone.notified());
+            if timer.await.is_ok() {
+                tokio::time::sleep(RECYCLE_INTERVAL).await;
+            }
+        }
+    }
+}
+
+fn walk(cgroups: &Mutex<Cgroups>, mounts: &[Mount]) {
+    for mount in mounts {
+        if let Err(error) = lock(cgroups).walk(mount) {
+            tracing::warn!(%error, "{} cannot be walked", mount.path.display());
+        }
+    }
+}
+
+/// Prints a line every two seconds, for the person at the terminal.
+async fn summarise(collector: Arc<Mutex<Collector>>) {
+    let mut summary = Summary::new(Instant::now());
+    loop {
+        tokio::time::sleep(summary::INTERVAL).await;
+        let line = {
+            let mut collector = lock(&collector);
+            let now = Instant::now();
+            if let Err(error) = collector.collect(now) {
+                tracing::error!(%error, "values may be stale");
+            }
+            summary.line(collector.probes(), now)
+        };
+        if writeln!(std::io::stdout(), "{line}").is_err() {
+            return;
+        }
+    }
+}

@@ -1,76 +1,62 @@
-//! The short live summary on a terminal: per probe and histogram, the rate and two quantiles.
+//! The short live summary on a terminal: one line every two seconds, in the manner of `vmstat`.
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write as _},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use crate::collect::{Collector, Probe, Totals, Value};
+use crate::collect::{Probe, Totals, Value};
 
 /// How often it is printed.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Remembers the sums of the last print, to show what came since.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Summary {
     last: Vec<Totals>,
-    since: Option<Instant>,
+    since: Instant,
 }
 
 impl Summary {
-    /// Prints one line a histogram.
-    ///
-    /// # Errors
-    /// When the terminal is gone.
-    pub(crate) fn print(&mut self, collector: &Collector, now: Instant) -> io::Result<()> {
-        let seconds = self
-            .since
-            .map_or(f64::INFINITY, |since| (now - since).as_secs_f64());
-        self.since = Some(now);
-        let text = self.text(collector.probes(), seconds);
-        io::stdout().write_all(text.as_bytes())
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            last: Vec::new(),
+            since: now,
+        }
     }
 
-    fn text(&mut self, probes: &[Probe], seconds: f64) -> String {
-        let mut text = String::new();
-        let mut number = 0;
-        for probe in probes {
-            let metrics = probe.installed.probe.metrics.iter();
-            for (metric, sum) in metrics.zip(&probe.sums) {
-                let Value::Histogram(sum) = sum else { continue };
-                if self.last.len() == number {
-                    self.last.push(Totals::default());
-                }
-                let recent = sum.since(&self.last[number]);
-                self.last[number] = (**sum).clone();
-                number += 1;
-                let name = metric
-                    .name
-                    .trim_start_matches("sentry_")
-                    .trim_end_matches("_duration_seconds");
-                text.push_str(&line(name, &recent, seconds));
-            }
-        }
-        text
+    /// What came since the last call, in one line: each probe's first histogram.
+    pub(crate) fn line(&mut self, probes: &[Probe], now: Instant) -> String {
+        let seconds = (now - std::mem::replace(&mut self.since, now)).as_secs_f64();
+        self.last.resize_with(probes.len(), Totals::default);
+        let parts: Vec<String> = probes
+            .iter()
+            .zip(&mut self.last)
+            .filter(|(probe, _)| probe.installed.status.verdict.is_up())
+            .filter_map(|(probe, last)| {
+                let sum = probe.sums.iter().find_map(|value| match value {
+                    Value::Histogram(sum) => Some(sum),
+                    Value::Counter(_) => None,
+                })?;
+                let recent = sum.since(last);
+                *last = (**sum).clone();
+                Some(part(probe.installed.probe.name, &recent, seconds))
+            })
+            .collect();
+        parts.join("    ")
     }
 }
 
-fn line(name: &str, recent: &Totals, seconds: f64) -> String {
-    let mut line = format!("{name:<16}");
-    #[allow(clippy::cast_precision_loss)] // events of two seconds
+#[allow(clippy::cast_precision_loss)] // events of two seconds
+fn part(name: &str, recent: &Totals, seconds: f64) -> String {
     let rate = recent.count() as f64 / seconds;
-    // Writing to a string cannot fail.
-    let _ = write!(line, "{rate:>10.1}/s");
-    for (label, share) in [("p50", 0.5), ("p99", 0.99)] {
-        let _ = write!(
-            line,
-            "   {label} {:>8}",
-            recent.quantile(share).map_or_else(|| "-".to_owned(), duration)
-        );
-    }
-    line.push('\n');
-    line
+    let quantile = |share| {
+        recent
+            .quantile(share)
+            .map_or_else(|| "-".to_owned(), duration)
+    };
+    format!(
+        "{name} {rate:>9.1}/s  p50 {:>7}  p99 {:>7}",
+        quantile(0.5),
+        quantile(0.99)
+    )
 }
 
 /// A duration for people, three digits.
@@ -103,16 +89,16 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_rate_and_quantiles_of_what_came_since() {
+    fn a_part_tells_rate_and_quantiles() {
         let mut totals = Totals::default();
         totals.buckets[73] = 20;
         assert_eq!(
-            line("tcp_handshake", &totals, 2.0),
-            "tcp_handshake         10.0/s   p50   1.09 s   p99   1.19 s\n"
+            part("tcp", &totals, 2.0),
+            "tcp      10.0/s  p50  1.09 s  p99  1.19 s"
         );
         assert_eq!(
-            line("tcp_handshake", &Totals::default(), 2.0),
-            "tcp_handshake          0.0/s   p50        -   p99        -\n"
+            part("disk", &Totals::default(), 2.0),
+            "disk       0.0/s  p50       -  p99       -"
         );
     }
 }

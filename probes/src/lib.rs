@@ -15,7 +15,9 @@ mod spec;
 mod tcp;
 mod wire;
 
-pub use load::{Kernel, LoadError, Programs, Request, RunStats, attach, enable_run_stats};
+pub use load::{
+    Installed, Kernel, LoadError, Programs, Request, RunStats, attach, enable_run_stats,
+};
 pub use pool::{Cells, Histogram, PoolError};
 pub use series::{SeriesError, SeriesTable};
 pub use spec::{

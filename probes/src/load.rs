@@ -60,8 +60,8 @@ pub struct Kernel {
     pub cells: Cells,
     /// Whose they are.
     pub series: SeriesTable,
-    /// Cgroups that come and go; `None` where the kernel does not tell, for the reason given.
-    pub cgroups: Result<cgroup::Events, Status>,
+    /// The counter of cgroup events that found their ring full.
+    pub cgroup_events_lost: u16,
     /// The probes, in the order asked for.
     pub probes: Vec<Installed>,
     /// Kernel memory of each map in bytes.
@@ -142,10 +142,11 @@ pub fn enable_run_stats() -> std::io::Result<OwnedFd> {
 /// Loads and attaches.
 ///
 /// A probe that cannot run has a verdict in [`Kernel::probes`] and does not disturb the others.
+/// Beside it come the events of cgroups that are made and removed, or why there are none.
 ///
 /// # Errors
 /// When nothing can run: no BTF, no maps.
-pub fn attach(request: &Request) -> Result<Kernel, LoadError> {
+pub fn attach(request: &Request) -> Result<(Kernel, Result<cgroup::Events, Status>), LoadError> {
     let layout = Layout::new(request)?;
     let mut variants = vec![0; request.probes.len()];
     // Parsed here for the attach points; the loader has its own copy, gone before this one is
@@ -196,7 +197,7 @@ pub fn attach(request: &Request) -> Result<Kernel, LoadError> {
         attached: Vec::new(),
     };
     // First, so that no workload's cgroup is made unseen between its walk and its events.
-    let cgroups = programs.attach_cgroups(&btf, layout.cgroup_counters);
+    let cgroups = programs.attach_cgroups(&btf);
     let mut probes = Vec::new();
     for (((probe, hook), (histograms, counters)), (variant, outcome)) in request
         .probes
@@ -230,14 +231,15 @@ pub fn attach(request: &Request) -> Result<Kernel, LoadError> {
             counters: *counters,
         });
     }
-    Ok(Kernel {
+    let kernel = Kernel {
         cells,
         series,
-        cgroups,
+        cgroup_events_lost: layout.cgroup_counters + wire::CGROUP_COUNTER_LOST as u16,
         probes,
         map_memory_bytes,
         programs,
-    })
+    };
+    Ok((kernel, cgroups))
 }
 
 /// Which cells are whose: the programs' own first, the rest free for series.
@@ -415,7 +417,7 @@ impl Programs {
         Ok(())
     }
 
-    fn attach_cgroups(&mut self, btf: &Btf, counters: u16) -> Result<cgroup::Events, Status> {
+    fn attach_cgroups(&mut self, btf: &Btf) -> Result<cgroup::Events, Status> {
         let mut outcome = Ok(());
         for name in ["cgroup_mkdir", "cgroup_rename", "cgroup_rmdir"] {
             outcome = outcome
@@ -432,10 +434,7 @@ impl Programs {
         outcome.map_err(status)?;
         let ring = self.ebpf.take_map("cgroup_events").map(RingBuf::try_from);
         match ring {
-            Some(Ok(ring)) => Ok(cgroup::Events::new(
-                ring,
-                counters + wire::CGROUP_COUNTER_LOST as u16,
-            )),
+            Some(Ok(ring)) => Ok(cgroup::Events::new(ring)),
             _ => Err(status((
                 Verdict::Failed,
                 Reason::MapError,

@@ -178,6 +178,8 @@ impl Verdict {
 pub enum Reason {
     /// Nothing is missing.
     Ok,
+    /// The kernel's type information is missing.
+    NoBtf,
     /// The kernel does not have the hook.
     NoHook,
     /// The kernel refused the program.
@@ -200,6 +202,7 @@ impl Reason {
     pub fn code(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::NoBtf => "no_btf",
             Self::NoHook => "no_hook",
             Self::Rejected => "rejected",
             Self::AttachError => "attach_error",

@@ -1,5 +1,6 @@
 //! The types and numbers that the C programs and Rust share, made from the `wire.h` headers.
 #![allow(
+    dead_code,
     missing_docs,
     non_camel_case_types,
     unreachable_pub,

@@ -84,7 +84,6 @@ pub(crate) struct Cgroups {
     nodes: HashMap<Workload, Node>,
     removed: HashMap<Workload, Box<str>>,
     removed_order: VecDeque<Workload>,
-    removals: u64,
 }
 
 impl Cgroups {
@@ -109,7 +108,6 @@ impl Cgroups {
         let path = path.unwrap_or_else(|| unknown(workload)).into_boxed_str();
         if self.removed.insert(workload, path).is_none() {
             self.removed_order.push_back(workload);
-            self.removals += 1;
         }
         if self.removed_order.len() > REMOVED_MAX
             && let Some(oldest) = self.removed_order.pop_front()
@@ -130,11 +128,6 @@ impl Cgroups {
         self.removed.contains_key(&workload)
     }
 
-    /// How many cgroups have gone so far.
-    pub(crate) fn removals(&self) -> u64 {
-        self.removals
-    }
-
     fn live_path(&self, workload: Workload) -> Option<String> {
         let mut names: Vec<&str> = Vec::new();
         let mut node = self.nodes.get(&workload)?;
@@ -153,7 +146,11 @@ impl Cgroups {
             path.push('/');
             path.push_str(name);
         }
-        Some(if path.is_empty() { "/".to_owned() } else { path })
+        Some(if path.is_empty() {
+            "/".to_owned()
+        } else {
+            path
+        })
     }
 
     /// Reads a hierarchy from its folder: adds what is new, and takes out what is gone.
@@ -294,7 +291,6 @@ mod tests {
             cgroups.path(workload(9)).as_deref(),
             Some("/kubepods/pod-a")
         );
-        assert_eq!(cgroups.removals(), 1);
     }
 
     #[test]
@@ -308,7 +304,10 @@ mod tests {
         assert_eq!(cgroups.removed.len(), REMOVED_MAX);
         assert_eq!(cgroups.removed_order.len(), REMOVED_MAX);
         assert_eq!(cgroups.path(workload(100)), None);
-        assert_eq!(cgroups.path(workload(100 + count - 1)).as_deref(), Some("/x"));
+        assert_eq!(
+            cgroups.path(workload(100 + count - 1)).as_deref(),
+            Some("/x")
+        );
     }
 
     #[test]

@@ -56,7 +56,10 @@ mod tests {
 
     #[test]
     fn the_boot_time_has_its_line() {
-        assert_eq!(boot_time_seconds("cpu 1 2\nbtime 1790000000\n"), Some(1_790_000_000));
+        assert_eq!(
+            boot_time_seconds("cpu 1 2\nbtime 1790000000\n"),
+            Some(1_790_000_000)
+        );
         assert_eq!(boot_time_seconds("cpu 1 2\n"), None);
     }
 

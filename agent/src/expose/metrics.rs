@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use probes::{BUCKETS, BUCKETS_PER_OCTAVE, MetricKind, OwnCounter, Status, bucket_edge_seconds};
+use probes::{BUCKETS, BUCKETS_PER_OCTAVE, MetricKind, OwnCounter, bucket_edge_seconds};
 use prometheus_client::{
     collector::Collector as Encode,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
@@ -53,12 +53,11 @@ impl Scrape for Metrics {
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) collector: Arc<Mutex<Collector>>,
-    pub(crate) statuses: Arc<Mutex<Vec<Status>>>,
     pub(crate) http: Arc<HttpStats>,
     pub(crate) procfs: PathBuf,
     pub(crate) buckets_per_octave: u8,
-    /// Whether the kernel counts program runs; else their metrics would be a false zero.
-    pub(crate) run_stats_enabled: PathBuf,
+    /// Whether the agent switched the kernel's statistics of program runs on.
+    pub(crate) run_stats: bool,
 }
 
 impl Encode for Source {
@@ -82,7 +81,8 @@ impl Source {
                 continue;
             }
             for (number, metric) in probe.installed.probe.metrics.iter().enumerate() {
-                let mut encoder = Family::new(metric.name).describe(
+                let family = Family::new(metric.name);
+                let mut encoder = family.describe(
                     encoder,
                     metric.help,
                     match metric.kind {
@@ -152,7 +152,8 @@ impl Source {
             encoder,
             "sentry_probe_up",
             "Whether a probe is attached",
-            lock(&self.statuses).iter().map(|status| {
+            collector.probes().iter().map(|probe| {
+                let status = &probe.installed.status;
                 let labels = vec![
                     ("probe", status.probe.to_owned()),
                     ("hook", status.hook.to_owned()),
@@ -200,11 +201,10 @@ impl Source {
             [(Vec::new(), collector.evicted())],
         )?;
         let mut lost = own(OwnCounter::EventsLost);
-        lost.extend(
-            collector
-                .cgroup_events_lost()
-                .map(|count| (vec![("probe", "cgroup".to_owned())], count)),
-        );
+        lost.push((
+            vec![("probe", "cgroup".to_owned())],
+            collector.cgroup_events_lost(),
+        ));
         counters(
             encoder,
             "sentry_events_lost_total",
@@ -256,11 +256,10 @@ impl Source {
         collector: &Collector,
         encoder: &mut DescriptorEncoder,
     ) -> fmt::Result {
-        let enabled = std::fs::read_to_string(&self.run_stats_enabled)
-            .is_ok_and(|text| text.trim() != "0");
         let stats = collector.run_stats();
-        // Someone else may have had the statistics on for a while: those runs are real too.
-        if !enabled && stats.iter().all(|stats| stats.runs == 0) {
+        // Others may have switched them on, and off again: then there are runs. With none, and
+        // the statistics off, a zero would be a lie.
+        if !self.run_stats && stats.iter().all(|stats| stats.runs == 0) {
             return Ok(());
         }
         let labels = |stats: &probes::RunStats| vec![("program", stats.program.clone())];
@@ -334,11 +333,7 @@ impl Source {
                 "Virtual memory",
                 usage.virtual_bytes,
             ),
-            (
-                "process_open_fds",
-                "Open file descriptors",
-                usage.open_fds,
-            ),
+            ("process_open_fds", "Open file descriptors", usage.open_fds),
             (
                 "process_max_fds",
                 "Most file descriptors that may be open",
@@ -523,9 +518,9 @@ mod tests {
     fn names_part_into_family_and_unit() {
         let family = Family::new("sentry_disk_bytes_total");
         assert_eq!(family.name, "sentry_disk");
-        assert_eq!(family.unit, Some(Unit::Bytes));
+        assert!(matches!(family.unit, Some(Unit::Bytes)));
         let family = Family::new("sentry_tcp_connect_failures_total");
         assert_eq!(family.name, "sentry_tcp_connect_failures");
-        assert_eq!(family.unit, None);
+        assert!(family.unit.is_none());
     }
 }

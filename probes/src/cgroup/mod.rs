@@ -1,10 +1,7 @@
 //! Cgroups as they come and go: not a probe with metrics, but what gives the probes' numbers
 //! their names.
 
-use std::{
-    io,
-    os::fd::{AsRawFd, RawFd},
-};
+use std::{io, os::fd::AsRawFd};
 
 use aya::maps::{MapData, RingBuf};
 
@@ -94,15 +91,33 @@ pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
     })
 }
 
-/// The ring of events. Poll its descriptor for reading, then take all there is.
+/// The ring of events: wait, then take all there is.
 pub struct Events {
     ring: RingBuf<MapData>,
-    lost: u16,
 }
 
 impl Events {
-    pub(crate) fn new(ring: RingBuf<MapData>, lost: u16) -> Self {
-        Self { ring, lost }
+    pub(crate) fn new(ring: RingBuf<MapData>) -> Self {
+        Self { ring }
+    }
+
+    /// Sleeps until there is an event.
+    ///
+    /// # Errors
+    /// When the kernel refuses to wait; a signal is no error.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut poll = libc::pollfd {
+            fd: self.ring.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid pollfd, and the ring's descriptor stays open during the call.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
+        let error = io::Error::last_os_error();
+        if ready < 0 && error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Takes the oldest event.
@@ -111,18 +126,6 @@ impl Events {
     /// When the record cannot be read; the next call goes on behind it.
     pub fn take(&mut self) -> Option<Result<Event, DecodeError>> {
         self.ring.next().map(|record| decode(&record))
-    }
-
-    /// The counter of events that found the ring full.
-    #[must_use]
-    pub fn lost_counter(&self) -> u16 {
-        self.lost
-    }
-}
-
-impl AsRawFd for Events {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
     }
 }
 
