@@ -214,6 +214,9 @@ pub struct ConnectReport {
     pub durations_ns: Option<Vec<u64>>,
 }
 
+/// What one thread did: the outcomes, and each connect's duration in nanoseconds if measured.
+type Part = (Tally, Vec<u64>);
+
 /// Connects as told.
 ///
 /// # Errors
@@ -226,22 +229,16 @@ pub fn run(args: &ConnectArgs) -> Result<ConnectReport> {
     if args.hold {
         raise_file_limit()?;
     }
-    let cpus = cpu::allowed()?;
     let mut report = ConnectReport {
         durations_ns: args.measure.then(Vec::new),
         ..ConnectReport::default()
     };
-    let parts: Vec<Result<_>> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..args.threads)
-            .map(|number| {
-                let cpu = args.pin_cpus.then(|| cpus[number as usize % cpus.len()]);
-                // Spread over the period, so that a rate is even.
-                let delay = period * number / args.threads;
-                scope.spawn(move || connect_in_turn(args, cpu, delay, period))
-            })
-            .collect();
-        threads.into_iter().map(crate::join_thread).collect()
-    });
+    let parts = if args.threads == 1 && !args.pin_cpus {
+        // A process that connects once should cost no thread besides.
+        vec![connect_in_turn(args, None, Duration::ZERO, period)]
+    } else {
+        connect_side_by_side(args, period)?
+    };
     for part in parts {
         let (tally, durations_ns) = part?;
         report.tally.add(&tally);
@@ -252,13 +249,29 @@ pub fn run(args: &ConnectArgs) -> Result<ConnectReport> {
     Ok(report)
 }
 
+/// Starts the threads; what each of them did.
+fn connect_side_by_side(args: &ConnectArgs, period: Duration) -> Result<Vec<Result<Part>>> {
+    let cpus = cpu::allowed()?;
+    Ok(thread::scope(|scope| {
+        let threads: Vec<_> = (0..args.threads)
+            .map(|number| {
+                let cpu = args.pin_cpus.then(|| cpus[number as usize % cpus.len()]);
+                // Spread over the period, so that a rate is even.
+                let delay = period * number / args.threads;
+                scope.spawn(move || connect_in_turn(args, cpu, delay, period))
+            })
+            .collect();
+        threads.into_iter().map(crate::join_thread).collect()
+    }))
+}
+
 /// The work of one thread.
 fn connect_in_turn(
     args: &ConnectArgs,
     cpu: Option<usize>,
     delay: Duration,
     period: Duration,
-) -> Result<(Tally, Vec<u64>)> {
+) -> Result<Part> {
     if let Some(cpu) = cpu {
         cpu::pin(cpu)?;
     }
