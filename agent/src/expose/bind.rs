@@ -360,6 +360,10 @@ mod tests {
             ("127.0.0.1:0", "0.0.0.0"),
             ("[::]:0", "127.0.0.1"),
         ] {
+            if first.starts_with('[') && std::net::TcpListener::bind(first).is_err() {
+                eprintln!("skipped: this kernel has no IPv6");
+                continue;
+            }
             runtime.block_on(async {
                 let held = bind(address(first), Path::new("/proc")).await.unwrap();
                 let port = held.local_addr().unwrap().port();
