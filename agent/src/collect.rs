@@ -368,6 +368,7 @@ impl Collector {
                 }
                 tracked.series = series;
                 tracked.life = Life::Live;
+                self.table.0.publish(&key, &series)?;
                 for ((old, _), new) in tracked.samples.iter_mut().zip(samples) {
                     *old = new;
                 }
@@ -389,6 +390,7 @@ impl Collector {
                     .unwrap_or_else(|| cgroup::unknown(workload)),
                 device,
             };
+            self.table.0.publish(&key, &series)?;
             self.series.insert(
                 key,
                 Tracked {

@@ -51,6 +51,7 @@ const RECYCLE_INTERVAL: Duration = Duration::from_millis(50);
 const WALK_INTERVAL: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    probes::bound_allocator();
     let options: Vec<ProbeOptions> = probes::PROBES
         .iter()
         .map(|probe| ProbeOptions {

@@ -24,6 +24,17 @@ struct histogram {
 	__u32 buckets[HISTOGRAM_BUCKETS];
 };
 
+/* 1 if a < b, without a branch: for both below 2^63. The empty asm keeps the compiler
+ * from making a branch of it again. Durations are random to a branch predictor,
+ * and the verifier walks both sides of every branch. */
+static inline __attribute__((always_inline)) __u64 histogram_less(__u64 a, __u64 b)
+{
+	__u64 difference = a - b;
+
+	asm("" : "+r"(difference));
+	return difference >> 63;
+}
+
 /* The bucket of a duration in nanoseconds: 0..=89.
  *
  * Edges are powers of two in seconds, so the time is first scaled to units of
@@ -32,8 +43,7 @@ struct histogram {
  */
 static inline __attribute__((always_inline)) __u32 histogram_bucket_of(__u64 ns)
 {
-	__u64 t, x, y;
-	__u32 e = 0;
+	__u64 t, x, y, e, s;
 
 	/* Tested first: above 16 s the product below would soon wrap. */
 	if (ns > 16000000000ULL)
@@ -43,26 +53,20 @@ static inline __attribute__((always_inline)) __u32 histogram_bucket_of(__u64 ns)
 		return 0;
 	/* 2^e < t <= 2^(e+1), hence the exponent of t - 1; 2^12 is the lowest. */
 	x = (t - 1) >> 12;
-	if (x >> 16) {
-		e += 16;
-		x >>= 16;
-	}
-	if (x >> 8) {
-		e += 8;
-		x >>= 8;
-	}
-	if (x >> 4) {
-		e += 4;
-		x >>= 4;
-	}
-	if (x >> 2) {
-		e += 2;
-		x >>= 2;
-	}
-	if (x >> 1)
-		e += 1;
+	e = histogram_less(0xffff, x) << 4;
+	x >>= e;
+	s = histogram_less(0xff, x) << 3;
+	x >>= s;
+	e += s;
+	s = histogram_less(0xf, x) << 2;
+	x >>= s;
+	e += s;
+	s = histogram_less(0x3, x) << 1;
+	x >>= s;
+	e += s;
+	e += x >> 1;
 	/* The mantissa against 2^(34 + q/4): which quarter of the octave. */
 	y = t << (22 - e);
-	return 1 + 4 * e + (y > 20430422668ULL) +
-	       (y > 24296003999ULL) + (y > 28892980822ULL);
+	return 1 + 4 * e + histogram_less(20430422668ULL, y) + histogram_less(24296003999ULL, y) +
+	       histogram_less(28892980822ULL, y);
 }

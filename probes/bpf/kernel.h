@@ -51,11 +51,14 @@ struct sock_common {
 	unsigned short skc_family;
 };
 
+struct socket;
+
 struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol;
 	int sk_err;
 	__u8 sk_shutdown;
+	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
 };
 

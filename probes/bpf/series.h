@@ -32,5 +32,33 @@ struct series_key {
 struct series {
 	__u16 histogram[2];
 	__u16 counter;
-	__u16 reserved;
+	/* In a slot: series_tag() of its key. */
+	__u16 tag;
 };
+
+/* A series where a program finds it without a call. */
+struct series_slot {
+	struct series_key key;
+	struct series series;
+};
+
+/* Slots that a key may stand in, from its hash on. */
+#define SERIES_SLOT_WINDOW 4
+
+/* The hash of a key's two words: the agent and the programs must agree on it. */
+static inline __attribute__((always_inline)) __u64 series_hash(__u64 first, __u64 second)
+{
+	return first * 0x9e3779b97f4a7c15ULL ^ second * 0xc2b2ae3d27d4eb4fULL;
+}
+
+/* The first slot of a hash, before it is masked to the number of slots. */
+static inline __attribute__((always_inline)) __u32 series_first_slot(__u64 hash)
+{
+	return hash >> 40;
+}
+
+/* Tells a slot that is whole from one that is half written. */
+static inline __attribute__((always_inline)) __u16 series_tag(__u64 hash)
+{
+	return hash >> 24;
+}

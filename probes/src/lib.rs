@@ -52,6 +52,17 @@ pub fn device_number(device: u32) -> (u32, u32) {
     (device >> 20, device & 0xf_ffff)
 }
 
+/// Keeps the allocator from holding on to large blocks once they are free: a scrape of megabytes
+/// would otherwise stay resident for good, in each thread that made one (18.7 MB against 5.4 MB
+/// after 30 parallel scrapes of 3.7 MB). Call it once, at the start.
+pub fn bound_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes no pointer; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+    }
+}
+
 /// Gives what the allocator holds but does not use back to the system: parsing the kernel's
 /// BTF takes some 12 MB for a moment.
 pub fn release_unused_memory() {

@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Btf, BtfError, Ebpf, EbpfLoader,
-    maps::{ArrayOfMaps, HashMap, Map, MapData, Queue, RingBuf},
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, Queue, RingBuf},
     programs::{BtfTracePoint, ProgramError},
 };
 
@@ -16,6 +16,7 @@ use crate::{
     Cells, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable, Status,
     Verdict, cgroup,
     pool::map_memory_bytes,
+    series::slot_count,
     spec::{Fallback, Variant},
     wire,
 };
@@ -184,6 +185,7 @@ pub fn attach(request: &Request) -> Result<(Kernel, Result<cgroup::Events, Statu
         HashMap::try_from(take(&mut ebpf, "series_index")?).map_err(object_error)?,
         Queue::try_from(take(&mut ebpf, "free_histograms")?).map_err(object_error)?,
         Queue::try_from(take(&mut ebpf, "free_counters")?).map_err(object_error)?,
+        Array::try_from(take(&mut ebpf, "series_slots")?).map_err(object_error)?,
         layout.inserts,
         u32::from(request.series_max),
     );
@@ -286,6 +288,8 @@ impl Layout {
         let series_max = u32::from(request.series_max);
         let io_hierarchy = u32::from(request.io_hierarchy);
         let (inserts, cgroup_counters) = (u32::from(self.inserts), u32::from(self.cgroup_counters));
+        let slots = slot_count(request.series_max);
+        let slots_mask = slots - 1;
         let constants: Vec<(String, u32)> = request
             .probes
             .iter()
@@ -304,6 +308,8 @@ impl Layout {
             .map_max_entries("series_index", series_max)
             .map_max_entries("free_histograms", series_max)
             .map_max_entries("free_counters", self.counter_count - series_max)
+            .map_max_entries("series_slots", slots)
+            .override_global("series_slots_mask", &slots_mask, true)
             .override_global("counter_inserts", &inserts, true)
             .override_global("cgroup_counters", &cgroup_counters, true)
             .override_global("cgroup_io_hierarchy", &io_hierarchy, true);

@@ -11,7 +11,7 @@ const volatile __u32 cgroup_io_hierarchy;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 4096);
 } cgroup_events SEC(".maps");
 
 static __always_inline int cgroup_changed(unsigned long long *ctx, __u32 operation)

@@ -80,7 +80,7 @@ static __always_inline __u64 disk_take_issued(struct request *rq)
 	return issued;
 }
 
-static __noinline void disk_error(struct series_key *key, __u32 operation, int error)
+static __always_inline void disk_error(struct series_key *key, __u32 operation, int error)
 {
 	key->kind = DISK_KIND_ERROR;
 	key->detail = DISK_ERROR(operation, error);
@@ -99,7 +99,7 @@ int disk_complete(unsigned long long *ctx)
 	__u32 operation, io_cell, device_cell;
 	struct series_key key = {};
 	struct bio *bio = rq->bio;
-	struct series *series;
+	struct series series;
 	bool last;
 
 	/* Passthrough commands are the driver's own. The flush beneath an fsync has
@@ -126,10 +126,9 @@ int disk_complete(unsigned long long *ctx)
 
 	key.kind = DISK_KIND_IO;
 	key.detail = operation;
-	series = series_of(&key, operation == DISK_OPERATION_FLUSH ? 1 : 2);
-	if (series) {
-		io_cell = series->histogram[0];
-		device_cell = series->histogram[1];
+	if (series_of(&key, operation == DISK_OPERATION_FLUSH ? 1 : 2, &series)) {
+		io_cell = series.histogram[0];
+		device_cell = series.histogram[1];
 	} else {
 		counter_add(disk_counters + DISK_COUNTER_OVERFLOW, 1);
 		io_cell = disk_histograms + DISK_HISTOGRAM_OTHER_IO + operation;

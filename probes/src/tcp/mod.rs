@@ -48,14 +48,14 @@ pub(crate) const PROBE: Probe = Probe {
         hook: "tp_btf",
         variants: &[
             Variant {
-                programs: &[("tcp_state_storage", "inet_sock_set_state")],
+                programs: &[("tcp_state_slots", "inet_sock_set_state")],
                 table: None,
                 note: "",
             },
             Variant {
                 programs: &[("tcp_state_hash", "inet_sock_set_state")],
                 table: Some(("tcp_started_hash", 8192)),
-                note: "start times in a table of 8192, for this kernel refuses socket storage to tracing programs",
+                note: "start times in a table of 8192, for this kernel has no compare-and-swap for programs",
             },
         ],
     }],

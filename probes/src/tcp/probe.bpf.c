@@ -20,18 +20,39 @@ const volatile __u32 tcp_counters;
 #define TCP_CLOSE 7
 #define SHUTDOWN_MASK 3
 
-/* When the connect began. It goes with its socket, so it can't overflow or leak. */
+/* When connects began, by socket: one word a slot, claimed by compare-and-swap. A word is the
+ * rest of the socket's hash, how far it stands from its place, and the time in units of
+ * 32 ns; 0 is free. Hash and place together are the socket's address, one to one, up to
+ * 4 TiB of memory: sockets lie on cache lines.
+ *
+ * Beside socket storage, which allocates twice a connect and spent some 700 ns on it, this
+ * is why a connection costs little. What finds no slot goes to socket storage.
+ */
+#define TCP_SLOT_BITS 8
+#define TCP_SLOT_WINDOW 4
+#define TCP_TIME_BITS 34
+#define TCP_TIME_SHIFT 5
+#define TCP_TIME_MASK ((1ULL << TCP_TIME_BITS) - 1)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << TCP_SLOT_BITS);
+	__type(key, __u32);
+	__type(value, __u64);
+} tcp_started_slots SEC(".maps");
+
+/* It goes with its socket, so it can't overflow or leak. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, __u64);
-} tcp_started SEC(".maps");
+} tcp_started_storage SEC(".maps");
 
-/* The same by address, for kernels that refuse socket storage to tracing programs
- * (before commit 8e4597c627fb, "bpf: Allow using bpf_sk_storage in
- * FENTRY/FEXIT/RAW_TP", 5.11). Plain, not LRU: a full table is an error that
- * can be counted, an eviction is not. */
+/* For kernels without compare-and-swap (before commit 5ffa25502b5a, "bpf: Add
+ * instructions for atomic_[cmp]xchg", 5.12) and without socket storage for tracing programs
+ * (before commit 8e4597c627fb, 5.11). Plain, not LRU: a full table is an error that can
+ * be counted, an eviction is not. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
@@ -39,38 +60,114 @@ struct {
 	__type(value, __u64);
 } tcp_started_hash SEC(".maps");
 
-static __always_inline void tcp_start(struct sock *sk, bool storage)
+/* 36 bits that are the socket's address: the number of its cache line, mixed one to one. The
+ * verifier lets no arithmetic make a number of a pointer but the difference of two, so
+ * addresses count from the slots, which stay where they are. */
+static __always_inline __u64 tcp_slot_hash(struct sock *sk)
+{
+	__u32 zero = 0;
+	void *origin = bpf_map_lookup_elem(&tcp_started_slots, &zero);
+	__u64 hash = (__u64)sk;
+
+	if (!origin)
+		return 0;
+	asm("%0 -= %1" : "+r"(hash) : "r"(origin));
+	hash = (hash >> 6) * 0x9e3779b97f4a7c15ULL & ((1ULL << 36) - 1);
+	/* A product's low bits depend on few others: swap the halves. */
+	return (hash >> 18 | hash << 18) & ((1ULL << 36) - 1);
+}
+
+/* What a slot's word begins with, standing `i` slots behind its place. */
+static __always_inline __u64 tcp_slot_head(__u64 hash, __u32 i)
+{
+	return (hash >> TCP_SLOT_BITS << 2 | i) << TCP_TIME_BITS;
+}
+
+static __always_inline __u64 *tcp_slot(__u64 hash, __u32 i)
+{
+	__u32 number = (hash + i) & ((1 << TCP_SLOT_BITS) - 1);
+
+	return bpf_map_lookup_elem(&tcp_started_slots, &number);
+}
+
+static __always_inline bool tcp_start_slot(struct sock *sk, __u64 now)
+{
+	__u64 hash = tcp_slot_hash(sk);
+	__u64 time = now >> TCP_TIME_SHIFT & TCP_TIME_MASK;
+
+#pragma unroll
+	for (__u32 i = 0; i < TCP_SLOT_WINDOW; i++) {
+		__u64 *slot = tcp_slot(hash, i);
+
+		if (slot && !*slot &&
+		    !__sync_val_compare_and_swap(slot, 0, tcp_slot_head(hash, i) | time))
+			return true;
+	}
+	return false;
+}
+
+/* How long ago the connect of a socket began, and frees its slot; 0 without a slot. */
+static __always_inline __u64 tcp_end_slot(struct sock *sk, __u64 now)
+{
+	__u64 hash = tcp_slot_hash(sk);
+
+#pragma unroll
+	for (__u32 i = 0; i < TCP_SLOT_WINDOW; i++) {
+		__u64 *slot = tcp_slot(hash, i);
+		__u64 word;
+
+		if (!slot)
+			continue;
+		word = *slot;
+		if (word && (word & ~TCP_TIME_MASK) == tcp_slot_head(hash, i)) {
+			*slot = 0;
+			/* Within the unit the time is unknown: at least 1 ns. */
+			return (((now >> TCP_TIME_SHIFT) - word & TCP_TIME_MASK)
+				<< TCP_TIME_SHIFT) | 1;
+		}
+	}
+	return 0;
+}
+
+static __always_inline void tcp_start(struct sock *sk, bool slots)
 {
 	__u64 now = bpf_ktime_get_ns();
 	__u64 key = (__u64)sk;
 	bool stored;
 
-	if (storage)
-		stored = bpf_sk_storage_get(&tcp_started, sk, &now, BPF_SK_STORAGE_GET_F_CREATE);
+	if (slots)
+		stored = tcp_start_slot(sk, now) ||
+			 bpf_sk_storage_get(&tcp_started_storage, sk, &now,
+					    BPF_SK_STORAGE_GET_F_CREATE);
 	else
 		stored = !bpf_map_update_elem(&tcp_started_hash, &key, &now, BPF_ANY);
 	if (!stored)
 		counter_add(tcp_counters + TCP_COUNTER_UNTRACKED, 1);
 }
 
-/* Takes the start time away; 0 where the start was not seen. */
-static __always_inline __u64 tcp_take_start(struct sock *sk, bool storage)
+/* How long the connect has taken, and forgets its start; 0 where that was not seen. */
+static __always_inline __u64 tcp_end(struct sock *sk, bool slots)
 {
+	__u64 now = bpf_ktime_get_ns();
 	__u64 key = (__u64)sk;
-	__u64 *found, started;
+	__u64 *found, elapsed;
 
-	if (storage)
-		found = bpf_sk_storage_get(&tcp_started, sk, NULL, 0);
-	else
+	if (slots) {
+		elapsed = tcp_end_slot(sk, now);
+		if (elapsed)
+			return elapsed;
+		found = bpf_sk_storage_get(&tcp_started_storage, sk, NULL, 0);
+	} else {
 		found = bpf_map_lookup_elem(&tcp_started_hash, &key);
+	}
 	if (!found)
 		return 0;
-	started = *found;
-	if (storage)
-		bpf_sk_storage_delete(&tcp_started, sk);
+	elapsed = now - *found;
+	if (slots)
+		bpf_sk_storage_delete(&tcp_started_storage, sk);
 	else
 		bpf_map_delete_elem(&tcp_started_hash, &key);
-	return started;
+	return elapsed;
 }
 
 static __always_inline void tcp_key_cgroup(struct series_key *key, struct sock *sk)
@@ -97,14 +194,18 @@ static __always_inline void tcp_unmeasured(struct series_key *key, enum tcp_role
 
 static __always_inline void tcp_handshake(struct series_key *key, enum tcp_role role, __u64 ns)
 {
-	struct series *series;
+	struct series series;
+	__u32 cell;
 
 	key->kind = TCP_KIND_HANDSHAKE;
 	key->detail = role;
-	series = series_of(key, 1);
-	if (!series)
+	if (series_of(key, 1, &series)) {
+		cell = series.histogram[0];
+	} else {
 		counter_add(tcp_counters + TCP_COUNTER_OVERFLOW, 1);
-	histogram_add(series ? series->histogram[0] : tcp_histograms + role, ns);
+		cell = tcp_histograms + role;
+	}
+	histogram_add(cell, ns);
 }
 
 /* Why a connect failed, at the moment its socket closes. */
@@ -133,14 +234,14 @@ static __always_inline enum tcp_reason tcp_reason(struct sock *sk, struct tcp_so
 
 /* The end of a connect, well or badly. */
 static __always_inline void tcp_client(struct sock *sk, struct tcp_sock *tp, int newstate,
-				       __u64 started)
+				       __u64 elapsed)
 {
 	struct series_key key = {};
 
 	tcp_key_cgroup(&key, sk);
 	if (newstate == TCP_ESTABLISHED) {
-		if (started)
-			tcp_handshake(&key, TCP_ROLE_CLIENT, bpf_ktime_get_ns() - started);
+		if (elapsed)
+			tcp_handshake(&key, TCP_ROLE_CLIENT, elapsed);
 		else
 			tcp_unmeasured(&key, TCP_ROLE_CLIENT);
 	} else {
@@ -182,12 +283,12 @@ static __always_inline void tcp_server(struct sock *sk, struct tcp_sock *tp)
 	tcp_unmeasured(&key, TCP_ROLE_SERVER);
 }
 
-static __always_inline void tcp_state(unsigned long long *ctx, bool storage)
+static __always_inline void tcp_state(unsigned long long *ctx, bool slots)
 {
 	struct sock *sk = (void *)ctx[0];
 	int oldstate = (int)ctx[1], newstate = (int)ctx[2];
 	struct tcp_sock *tp;
-	__u64 started;
+	__u64 elapsed = 0;
 
 	/* Seven of a connection's ten changes end here. */
 	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV && newstate != TCP_SYN_SENT)
@@ -196,24 +297,26 @@ static __always_inline void tcp_state(unsigned long long *ctx, bool storage)
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return;
 	if (newstate == TCP_SYN_SENT) {
-		tcp_start(sk, storage);
+		tcp_start(sk, slots);
 		return;
 	}
 	/* A simultaneous open goes through SYN_RECV and is still the client's. */
 	if (newstate != TCP_ESTABLISHED && newstate != TCP_CLOSE)
 		return;
+	/* A server's child belongs to no file before it is accepted: no start to look for. */
+	if (oldstate == TCP_SYN_SENT || sk->sk_socket)
+		elapsed = tcp_end(sk, slots);
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	started = tcp_take_start(sk, storage);
-	if (started || oldstate == TCP_SYN_SENT)
-		tcp_client(sk, tp, newstate, started);
+	if (elapsed || oldstate == TCP_SYN_SENT)
+		tcp_client(sk, tp, newstate, elapsed);
 	else if (newstate == TCP_ESTABLISHED)
 		tcp_server(sk, tp);
 }
 
 SEC("tp_btf/inet_sock_set_state")
-int tcp_state_storage(unsigned long long *ctx)
+int tcp_state_slots(unsigned long long *ctx)
 {
 	tcp_state(ctx, true);
 	return 0;

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/* Programs that do nothing, on the probes' hooks: what any program costs there. */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+SEC("tp_btf/block_rq_complete")
+int empty_disk(void *ctx)
+{
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int empty_tcp(void *ctx)
+{
+	return 0;
+}
