@@ -103,12 +103,20 @@ pub fn join<P: AsRef<Path>>(cgroups: &[P]) -> Result<()> {
 
 /// Moves a process into a cgroup; 0 is the calling process, whatever pid namespace it is in.
 pub(crate) fn add(cgroup: &Path, pid: u32) -> Result<()> {
-    let members = cgroup.join("cgroup.procs");
+    write(cgroup, "cgroup.procs", pid)
+}
+
+/// Moves the calling thread alone into a cgroup. Version 1 only: version 2 keeps a process's threads together.
+pub(crate) fn add_thread(cgroup: &Path) -> Result<()> {
+    write(cgroup, "tasks", 0)
+}
+
+fn write(cgroup: &Path, members: &str, id: u32) -> Result<()> {
     // Opened without O_CREAT, so that a wrong path under another file system makes no file there.
     fs::OpenOptions::new()
         .write(true)
-        .open(&members)
-        .and_then(|mut file| std::io::Write::write_all(&mut file, pid.to_string().as_bytes()))
+        .open(cgroup.join(members))
+        .and_then(|mut file| std::io::Write::write_all(&mut file, id.to_string().as_bytes()))
         .map_err(Error::at("join the cgroup", cgroup))
 }
 

@@ -1,13 +1,14 @@
 //! Reads that come from another cgroup each time: the worst case for whatever remembers the last owner.
 
 use crate::disk::{buffer_of, check_sizes, file_bytes, open_to_read};
-use crate::{Error, Result, cgroup};
+use crate::{Error, Result, cgroup, join_thread};
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write, stdin, stdout};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// The name of [`work`]'s subcommand.
 pub const WORKER: &str = "interleave-worker";
@@ -27,6 +28,10 @@ pub struct InterleaveArgs {
     /// Cgroup of one reader; repeated, once for each reader, in the order of the reads. A,B joins two hierarchies
     #[arg(long = "cgroup", value_name = "DIR", required = true, value_parser = parse_cgroups)]
     pub cgroups: Vec<Cgroups>,
+    /// Readers are threads of one process, which only cgroup v1 can part: a turn is then one switch of
+    /// context within one address space, and what is timed in it is less the switch than the read
+    #[arg(long)]
+    pub threads: bool,
 }
 
 /// The cgroups of one reader, one for each hierarchy.
@@ -133,33 +138,92 @@ pub fn run(args: &InterleaveArgs) -> Result<InterleaveReport> {
     let size = args.size.get();
     let span = file_bytes(&mut open_to_read(&args.file, true)?, &args.file)?;
     check_sizes(&args.file, size, span, true)?;
+    if args.threads {
+        take_turns(args, span)?;
+        return Ok(report(args));
+    }
     let mut readers = args
         .cgroups
         .iter()
         .map(|cgroups| Reader::start(args, cgroups))
         .collect::<Result<Vec<_>>>()?;
-    let mut report = InterleaveReport {
-        operations: 0,
-        bytes: 0,
-        readers: Vec::new(),
-    };
+    let mut turn = 0;
     for _ in 0..args.count.get() {
         for reader in &mut readers {
-            let offset = report.operations % (span / size) * size;
-            report.bytes += reader.read(offset)?;
-            report.operations += 1;
+            reader.read(turn % (span / size) * size)?;
+            turn += 1;
         }
     }
     readers.into_iter().try_for_each(Reader::finish)?;
-    report.readers = args
-        .cgroups
-        .iter()
-        .map(|cgroups| ReaderReport {
-            cgroups: cgroups.to_vec(),
-            operations: args.count.get(),
-        })
-        .collect();
-    Ok(report)
+    Ok(report(args))
+}
+
+/// What has been done once no read has failed.
+fn report(args: &InterleaveArgs) -> InterleaveReport {
+    let operations = args.count.get();
+    let total = operations * args.cgroups.len() as u64;
+    InterleaveReport {
+        operations: total,
+        bytes: total * args.size.get(),
+        readers: args
+            .cgroups
+            .iter()
+            .map(|cgroups| ReaderReport {
+                cgroups: cgroups.to_vec(),
+                operations,
+            })
+            .collect(),
+    }
+}
+
+/// The turns of readers that are threads: each wakes the next, in a ring.
+fn take_turns(args: &InterleaveArgs, span: u64) -> Result<()> {
+    let count = args.cgroups.len();
+    let (mut wakers, mut turns): (Vec<_>, Vec<_>) = (0..count).map(|_| sync_channel(1)).unzip();
+    wakers.rotate_left(1);
+    std::thread::scope(|scope| {
+        let first = wakers[count - 1].clone();
+        let readers: Vec<_> = wakers
+            .drain(..)
+            .zip(turns.drain(..))
+            .zip(&args.cgroups)
+            .enumerate()
+            .map(|(number, ((next, turns), cgroups))| {
+                scope.spawn(move || reader_thread(args, span, number, cgroups, &turns, &next))
+            })
+            .collect();
+        // A reader that failed has hung up; its error comes with its end.
+        let _ = first.send(());
+        drop(first);
+        readers.into_iter().try_for_each(join_thread)
+    })
+}
+
+fn reader_thread(
+    args: &InterleaveArgs,
+    span: u64,
+    number: usize,
+    cgroups: &[PathBuf],
+    turns: &Receiver<()>,
+    next: &SyncSender<()>,
+) -> Result<()> {
+    let (size, readers) = (args.size.get(), args.cgroups.len() as u64);
+    for cgroup in cgroups {
+        cgroup::add_thread(cgroup)?;
+    }
+    let file = open_to_read(&args.file, true)?;
+    let mut buffer = buffer_of(size)?;
+    for round in 0..args.count.get() {
+        if turns.recv().is_err() {
+            return Err(Error::program(WORKER, "ended early"));
+        }
+        let turn = round * readers + number as u64;
+        file.read_exact_at(buffer.as_mut_slice(), turn % (span / size) * size)
+            .map_err(Error::at("read", &args.file))?;
+        // The last reader's neighbour may be done.
+        let _ = next.send(());
+    }
+    Ok(())
 }
 
 /// The work of one reader process, until its standard input closes.

@@ -99,7 +99,12 @@ impl SeriesTable {
     pub fn remove(&mut self, key: &SeriesKey) -> Result<(), SeriesError> {
         let removed = self.slots.clear(key).and_then(|()| self.index.remove(key));
         match removed {
-            Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
             Err(source) => Err(SeriesError {
                 action: "remove from",
                 source,
@@ -245,5 +250,236 @@ impl Series {
     #[must_use]
     pub fn counter(&self) -> Option<u16> {
         (u32::from(self.counter) != wire::CELL_NONE).then_some(self.counter)
+    }
+}
+
+/// On the running kernel: needs root, and room for programs.
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        fs,
+        net::{SocketAddr, TcpListener},
+        path::{Path, PathBuf},
+        sync::{
+            Mutex, PoisonError,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread,
+    };
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+    use crate::{Histogram, Kernel, PROBES, Request, attach, wire::TCP_KIND_HANDSHAKE};
+
+    const SERIES_MAX: u16 = 1024;
+
+    /// A v2 cgroup with this process in it, gone on drop.
+    struct Cgroup(PathBuf, PathBuf);
+
+    impl Cgroup {
+        fn enter(name: &str) -> Self {
+            let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+                .into_iter()
+                .map(Path::new)
+                .find(|root| root.join("cgroup.controllers").exists())
+                .unwrap();
+            let path = root.join(format!("sentry-{}-{name}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("cgroup.procs"), "0").unwrap();
+            Self(root.to_owned(), path)
+        }
+
+        fn id(&self) -> u64 {
+            std::os::unix::fs::MetadataExt::ino(&fs::metadata(&self.1).unwrap())
+        }
+    }
+
+    impl Drop for Cgroup {
+        fn drop(&mut self) {
+            fs::write(self.0.join("cgroup.procs"), "0").unwrap();
+            fs::remove_dir(&self.1).unwrap();
+        }
+    }
+
+    /// A process is in one cgroup at a time, whatever its threads do.
+    static PROCESS: Mutex<()> = Mutex::new(());
+
+    /// The probes in the kernel, or nothing where this process may not put them there.
+    fn kernel(test: &str) -> Option<Kernel> {
+        // SAFETY: takes nothing and cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("SKIPPED {test}: needs root");
+            return None;
+        }
+        let probes: Vec<_> = PROBES.iter().map(|probe| (*probe, None)).collect();
+        let request = Request {
+            probes: &probes,
+            series_max: SERIES_MAX,
+            io_hierarchy: 0,
+        };
+        let kernel = attach(&request).map_err(|error| error.to_string());
+        Some(kernel.unwrap().0)
+    }
+
+    fn connect(socket: &Socket, to: SocketAddr) {
+        socket.connect(&to.into()).unwrap();
+    }
+
+    fn client_series(kernel: &Kernel) -> Vec<(SeriesKey, Series, u32)> {
+        let mut found = Vec::new();
+        let each = |key: SeriesKey, series: Series| {
+            if u32::from(key.kind) == TCP_KIND_HANDSHAKE && key.detail == 0 {
+                let mut histogram = Histogram::default();
+                let cell = series.histograms().next().unwrap();
+                kernel.cells.read_histogram(cell, &mut histogram);
+                found.push((key, series, histogram.buckets.iter().sum()));
+            }
+        };
+        kernel.series.walk(each).unwrap();
+        found
+    }
+
+    fn pin(cpu: usize) {
+        // SAFETY: a zeroed set is an empty one, and CPU_SET stays within it.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            assert_eq!(
+                libc::sched_setaffinity(0, size_of_val(&set), &raw const set),
+                0
+            );
+        }
+    }
+
+    /// Two CPUs meet the same new key in each of many rounds. Afterwards every cell is either
+    /// free or some series', once.
+    #[test]
+    fn racing_cpus_leak_no_cell() {
+        const ROUNDS: usize = 300;
+        let _process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut kernel) = kernel("racing_cpus_leak_no_cell") else {
+            return;
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let accept = thread::spawn(move || {
+            for _ in 0..2 * ROUNDS {
+                drop(listener.accept().unwrap());
+            }
+        });
+        let mut ids = BTreeSet::new();
+        for round in 0..ROUNDS {
+            let cgroup = Cgroup::enter(&format!("race-{round}"));
+            ids.insert(cgroup.id());
+            // A socket belongs to the cgroup in which it was made.
+            let sockets: [Socket; 2] =
+                std::array::from_fn(|_| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap());
+            let waiting = AtomicUsize::new(2);
+            thread::scope(|scope| {
+                for (cpu, socket) in sockets.iter().enumerate() {
+                    let waiting = &waiting;
+                    scope.spawn(move || {
+                        pin(cpu);
+                        waiting.fetch_sub(1, Ordering::AcqRel);
+                        while waiting.load(Ordering::Acquire) > 0 {
+                            std::hint::spin_loop();
+                        }
+                        connect(socket, to);
+                    });
+                }
+            });
+        }
+        accept.join().unwrap();
+
+        let ours: Vec<_> = client_series(&kernel)
+            .into_iter()
+            .filter(|(key, _, _)| ids.contains(&key.cgroup_id))
+            .collect();
+        assert_eq!(ours.len(), ROUNDS);
+        for (key, _, count) in &ours {
+            assert_eq!(*count, 2, "{key:?}");
+        }
+        let own: u16 = kernel
+            .probes
+            .iter()
+            .map(|probe| probe.probe.histograms)
+            .sum();
+        let (mut cells, _) = kernel.series.drain();
+        kernel
+            .series
+            .walk(|_, series| cells.extend(series.histograms()))
+            .unwrap();
+        cells.sort_unstable();
+        assert_eq!(cells, (own..SERIES_MAX).collect::<Vec<_>>());
+    }
+
+    /// What the agent publishes is what the programs find: taken out of the index, a published
+    /// series goes on counting and is not made anew.
+    #[test]
+    fn programs_find_what_is_published() {
+        let _process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut kernel) = kernel("programs_find_what_is_published") else {
+            return;
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let cgroup = Cgroup::enter("published");
+        let meet = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            connect(&socket, to);
+            drop(listener.accept().unwrap());
+        };
+        let ours = |kernel: &Kernel| {
+            client_series(kernel)
+                .into_iter()
+                .find(|(key, _, _)| key.cgroup_id == cgroup.id())
+        };
+        meet();
+        let (key, series, count) = ours(&kernel).unwrap();
+        assert_eq!(count, 1);
+        kernel.series.publish(&key, &series).unwrap();
+        kernel.series.index.remove(&key).unwrap();
+        meet();
+        assert!(
+            ours(&kernel).is_none(),
+            "the programs did not look into the slots"
+        );
+        let mut histogram = Histogram::default();
+        let cell = series.histograms().next().unwrap();
+        kernel.cells.read_histogram(cell, &mut histogram);
+        assert_eq!(histogram.buckets.iter().sum::<u32>(), 2);
+
+        // Cleared, it is made anew with another cell.
+        kernel.series.remove(&key).unwrap();
+        meet();
+        let (_, anew, count) = ours(&kernel).unwrap();
+        assert_ne!(anew.histogram, series.histogram);
+        assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn slots_take_what_fits_their_window() {
+        let Some(mut kernel) = kernel("slots_take_what_fits_their_window") else {
+            return;
+        };
+        let slots = &mut kernel.series.slots;
+        let count = slot_count(SERIES_MAX) as usize;
+        assert_eq!(slots.keys.len(), count);
+        let key = |cgroup_id: u64| SeriesKey {
+            cgroup_id,
+            ..SeriesKey::default()
+        };
+        let taken = |slots: &Slots| slots.keys.iter().flatten().count();
+        for id in 1..=count as u64 {
+            slots.put(&key(id), &Series::default()).unwrap();
+        }
+        // Hashes are spread: most find a place even when the slots are nearly full.
+        assert!(taken(slots) > count * 8 / 10, "{} of {count}", taken(slots));
+        for id in 1..=count as u64 {
+            slots.clear(&key(id)).unwrap();
+        }
+        assert_eq!(taken(slots), 0);
     }
 }

@@ -131,8 +131,6 @@ impl From<&SeriesKey> for Workload {
 pub enum OwnCounter {
     /// Events counted under `other` because no cell was free.
     SeriesOverflow,
-    /// Events that never reached their reader.
-    EventsLost,
     /// Connections whose start found no room.
     ConnectionsUntracked,
     /// I/Os that completed without a usable time stamp.

@@ -200,15 +200,27 @@ impl Source {
             "Series of workloads that are gone, dropped before their retention for want of room",
             [(Vec::new(), collector.evicted())],
         )?;
-        let mut lost = own(OwnCounter::EventsLost);
+        let stats = collector.run_stats();
+        // A program's name begins with its probe's.
+        let missed = |probe: &str| -> u64 {
+            stats
+                .iter()
+                .filter(|stats| stats.program.starts_with(probe))
+                .map(|stats| stats.misses)
+                .sum()
+        };
+        let mut lost = by_probe(&|index| {
+            let probe = collector.probes()[index].installed.probe;
+            Some(missed(probe.name))
+        });
         lost.push((
             vec![("probe", "cgroup".to_owned())],
-            collector.cgroup_events_lost(),
+            collector.cgroup_events_lost() + missed("cgroup"),
         ));
         counters(
             encoder,
             "sentry_events_lost_total",
-            "Events that found their ring full",
+            "Events that no program saw, for it was running on their CPU already, or that found their ring full",
             lost,
         )?;
         counters(
@@ -238,7 +250,7 @@ impl Source {
                 .iter()
                 .map(|(map, bytes)| (vec![("map", map.clone())], *bytes)),
         )?;
-        self.encode_run_stats(collector, encoder)?;
+        self.encode_run_stats(&stats, encoder)?;
         self.encode_http(encoder)?;
         gauges(
             encoder,
@@ -253,10 +265,9 @@ impl Source {
 
     fn encode_run_stats(
         &self,
-        collector: &Collector,
+        stats: &[probes::RunStats],
         encoder: &mut DescriptorEncoder,
     ) -> fmt::Result {
-        let stats = collector.run_stats();
         // Others may have switched them on, and off again: then there are runs. With none, and
         // the statistics off, a zero would be a lie.
         if !self.run_stats && stats.iter().all(|stats| stats.runs == 0) {
