@@ -299,7 +299,11 @@ mod tests {
     impl Drop for Cgroup {
         fn drop(&mut self) {
             fs::write(self.0.join("cgroup.procs"), "0").unwrap();
-            fs::remove_dir(&self.1).unwrap();
+            // Busy until the last thread of this round has left the kernel.
+            while let Err(error) = fs::remove_dir(&self.1) {
+                assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy);
+                thread::yield_now();
+            }
         }
     }
 
