@@ -6,6 +6,7 @@ pub(crate) mod http;
 #[cfg(test)]
 mod loopback;
 pub(crate) mod metrics;
+pub(crate) mod self_metrics;
 pub(crate) mod server;
 pub(crate) mod verdicts;
 
