@@ -64,7 +64,7 @@ impl SeriesTable {
     /// # Errors
     /// When the kernel refuses a look-up.
     pub fn walk(&self, mut each: impl FnMut(SeriesKey, Series)) -> Result<(), SeriesError> {
-        for entry in self.index.iter() {
+        for entry in &self.index {
             match entry {
                 Ok((key, series)) => each(key, series),
                 // Gone between the two syscalls of a step.
@@ -141,23 +141,6 @@ impl SeriesTable {
             self.free_counters.push(cell, 0).map_err(error)?;
         }
         Ok(())
-    }
-
-    /// Empties both queues and returns the cells: for an audit.
-    #[cfg(test)]
-    pub(crate) fn drain(&mut self) -> (Vec<u16>, Vec<u16>) {
-        let mut take = |queue: &mut Queue<MapData, u16>| {
-            let mut cells = Vec::new();
-            while let Ok(cell) = queue.pop(0) {
-                cells.push(cell);
-            }
-            cells.sort_unstable();
-            cells
-        };
-        (
-            take(&mut self.free_histograms),
-            take(&mut self.free_counters),
-        )
     }
 }
 
