@@ -48,7 +48,7 @@ if [ -n "$missing" ]; then
 		case " $* " in
 		*" prometheus "*)
 			if command -v systemctl >/dev/null; then
-				systemctl disable --quiet prometheus.service
+				systemctl disable --quiet prometheus.service || :
 			fi
 			;;
 		esac
