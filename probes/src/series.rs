@@ -1,5 +1,10 @@
 //! The index of series and the queues of free cells, from the agent's side.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "numbers of slots come from u32, and hashes are cut on purpose"
+)]
+
 use aya::{
     Pod,
     maps::{Array, HashMap, MapData, MapError, Queue},
@@ -85,7 +90,7 @@ impl SeriesTable {
     /// # Errors
     /// When the kernel refuses.
     pub fn publish(&mut self, key: &SeriesKey, series: &Series) -> Result<(), SeriesError> {
-        self.slots.put(key, series).map_err(|source| SeriesError {
+        self.slots.put(key, *series).map_err(|source| SeriesError {
             action: "publish from",
             source,
         })
@@ -169,14 +174,14 @@ impl Slots {
         (0..wire::SERIES_SLOT_WINDOW as usize).map(move |i| (first + i) & (slots - 1))
     }
 
-    fn put(&mut self, key: &SeriesKey, series: &Series) -> Result<(), MapError> {
+    fn put(&mut self, key: &SeriesKey, series: Series) -> Result<(), MapError> {
         let hash = hash(key);
         let Some(slot) = self.window(hash).find(|slot| self.keys[*slot].is_none()) else {
             return Ok(());
         };
         let series = Series {
             tag: tag(hash),
-            ..*series
+            ..series
         };
         self.keys[slot] = Some(*key);
         let value = wire::series_slot { key: *key, series };
