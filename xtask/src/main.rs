@@ -30,7 +30,7 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
     match args {
         ["run", flags @ ..] => {
             let mut run = cargo_as_root()?;
-            run.args(["run", "--release", "--package", "sentry", "--"]);
+            run.args(words("run --release --package sentry --"));
             // In this process's place, so that signals reach the agent.
             Err(run.args(flags).exec()).context("cargo cannot be run")
         }
@@ -66,18 +66,13 @@ fn lint(deny: &[&str]) -> anyhow::Result<()> {
     step(
         "clippy",
         cargo()
-            .args(["clippy", "--locked", "--workspace", "--all-targets"])
+            .args(words("clippy --locked --workspace --all-targets"))
             .args(["--", "-D", "warnings"]),
     )?;
     step(
         "rustdoc",
         cargo()
-            .args([
-                "doc",
-                "--workspace",
-                "--no-deps",
-                "--document-private-items",
-            ])
+            .args(words("doc --workspace --no-deps --document-private-items"))
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     if succeeds(cargo().args(["deny", "--version"])) {
@@ -108,15 +103,9 @@ fn format() -> anyhow::Result<()> {
 /// agent holds nothing that only its documentation needs.
 fn docs(write: bool) -> anyhow::Result<()> {
     let mut generate = cargo();
-    generate.args([
-        "test",
-        "--quiet",
-        "--package",
-        "sentry",
-        "--bin",
-        "sentry",
-        "documented",
-    ]);
+    generate.args(words(
+        "test --quiet --package sentry --bin sentry documented",
+    ));
     if write {
         generate.env("SENTRY_WRITE_DOCS", "1");
     }
@@ -124,21 +113,15 @@ fn docs(write: bool) -> anyhow::Result<()> {
 }
 
 fn bench(flags: &[&str]) -> anyhow::Result<()> {
-    // It measures the agent as users build it.
+    // It measures the agent as users build it, under its own load generator.
     step(
-        "agent",
-        cargo().args(["build", "--release", "--package", "sentry"]),
+        "agent and load generator",
+        cargo().args(words(
+            "build --release --package sentry --package sentry-bench",
+        )),
     )?;
     let mut run = cargo_as_root()?;
-    run.args([
-        "run",
-        "--release",
-        "--package",
-        "sentry-bench",
-        "--bin",
-        "bench",
-        "--",
-    ]);
+    run.args(words("run --release --package sentry-bench --bin bench --"));
     step("bench", run.args(flags))
 }
 
@@ -146,15 +129,7 @@ fn soak() -> anyhow::Result<()> {
     step(
         "soak",
         cargo_as_root()?
-            .args([
-                "test",
-                "--release",
-                "--package",
-                "sentry",
-                "--test",
-                "kernel",
-                "storm",
-            ])
+            .args(words("test --release --package sentry --test kernel storm"))
             .args(["--", "--nocapture", "--test-threads=1"])
             .env("SENTRY_STORM_SECONDS", "60"),
     )
@@ -163,7 +138,7 @@ fn soak() -> anyhow::Result<()> {
 fn install() -> anyhow::Result<()> {
     step(
         "agent",
-        cargo().args(["build", "--release", "--package", "sentry"]),
+        cargo().args(words("build --release --package sentry")),
     )?;
     let variable = |name| env::var(name).unwrap_or_default();
     let (prefix, stage) = (variable("PREFIX"), variable("DESTDIR"));
@@ -192,6 +167,9 @@ fn install() -> anyhow::Result<()> {
         };
         step(&to, copy.args(["-D", "-m", mode]).arg(from).arg(&to))?;
     }
+    if stage.is_empty() {
+        eprintln!("==> to start it: systemctl daemon-reload && systemctl enable --now sentry");
+    }
     Ok(())
 }
 
@@ -204,7 +182,7 @@ fn components() -> anyhow::Result<()> {
     }
     step(
         "clippy and rustfmt",
-        Command::new("rustup").args(["component", "add", "clippy", "rustfmt"]),
+        Command::new("rustup").args(words("component add clippy rustfmt")),
     )
 }
 
@@ -226,6 +204,11 @@ fn c_files() -> anyhow::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// The arguments of a line without quotes.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split(' ')
 }
 
 fn cargo() -> Command {
