@@ -51,11 +51,11 @@ fn include_all(
     file: &str,
 ) -> Result<PathBuf, String> {
     let path = out.join(name);
-    let lines: String = folders
+    let lines: Vec<String> = folders
         .iter()
         .map(|folder| format!("#include \"{folder}/{file}\"\n"))
         .collect();
-    fs::write(&path, format!("{head}{lines}"))
+    fs::write(&path, format!("{head}{}", lines.concat()))
         .map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(path)
 }

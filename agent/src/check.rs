@@ -168,13 +168,12 @@ fn privileges(status: &str) -> String {
 fn tracefs(mountinfo: &str) -> String {
     mountinfo
         .lines()
-        .filter_map(|line| {
+        .find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             right
                 .starts_with("tracefs ")
                 .then(|| left.split(' ').nth(4))?
         })
-        .next()
         .map_or_else(
             || "not mounted (the hooks in use do not need it)".to_owned(),
             str::to_owned,
@@ -225,12 +224,15 @@ fn table(report: &Report) -> String {
         .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
         .collect();
     let lines = rows.iter().map(|row| {
-        let padded: String = row
+        let padded: Vec<String> = row
             .iter()
             .zip(&widths)
             .map(|(cell, width)| format!("{cell:<width$}  "))
             .collect();
-        format!("{}{}", padded, row[4]).trim_end().to_owned() + "\n"
+        format!("{}{}", padded.concat(), row[4])
+            .trim_end()
+            .to_owned()
+            + "\n"
     });
     facts
         .chain(std::iter::once("\n".to_owned()))

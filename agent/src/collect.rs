@@ -356,7 +356,7 @@ impl Collector {
                 continue;
             };
             let probe = &mut self.probes[index];
-            let samples = (probe.installed.probe.samples)(&key, &series);
+            let samples = (probe.installed.probe.samples)(&key, series);
             if let Some(tracked) = self.series.get_mut(&key) {
                 if tracked.series == series && matches!(tracked.life, Life::Live) {
                     continue;

@@ -1,5 +1,10 @@
 //! Brings the programs into the kernel, and keeps them there as long as [`Programs`] lives.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the wire header's constants are u32 and far below 2^16"
+)]
+
 use std::{
     fmt,
     io::ErrorKind,
@@ -395,12 +400,11 @@ fn load_program(ebpf: &mut Ebpf, btf: &Btf, name: &str, tracepoint: &str) -> Out
 fn last_words(log: &str) -> String {
     log.lines()
         .map(str::trim)
-        .filter(|line| {
+        .rfind(|line| {
             !line.is_empty()
                 && !line.starts_with("processed ")
                 && !line.starts_with("verification time")
         })
-        .next_back()
         .map(|line| format!(" ({line})"))
         .unwrap_or_default()
 }

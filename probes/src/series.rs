@@ -1,5 +1,10 @@
 //! The index of series and the queues of free cells, from the agent's side.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "numbers of slots come from u32, and hashes are cut on purpose"
+)]
+
 use aya::{
     Pod,
     maps::{Array, HashMap, MapData, MapError, Queue},
@@ -64,7 +69,7 @@ impl SeriesTable {
     /// # Errors
     /// When the kernel refuses a look-up.
     pub fn walk(&self, mut each: impl FnMut(SeriesKey, Series)) -> Result<(), SeriesError> {
-        for entry in self.index.iter() {
+        for entry in &self.index {
             match entry {
                 Ok((key, series)) => each(key, series),
                 // Gone between the two syscalls of a step.
@@ -85,7 +90,7 @@ impl SeriesTable {
     /// # Errors
     /// When the kernel refuses.
     pub fn publish(&mut self, key: &SeriesKey, series: &Series) -> Result<(), SeriesError> {
-        self.slots.put(key, series).map_err(|source| SeriesError {
+        self.slots.put(key, *series).map_err(|source| SeriesError {
             action: "publish from",
             source,
         })
@@ -147,23 +152,6 @@ impl SeriesTable {
         }
         Ok(())
     }
-
-    /// Empties both queues and returns the cells: for an audit.
-    #[cfg(test)]
-    pub(crate) fn drain(&mut self) -> (Vec<u16>, Vec<u16>) {
-        let mut take = |queue: &mut Queue<MapData, u16>| {
-            let mut cells = Vec::new();
-            while let Ok(cell) = queue.pop(0) {
-                cells.push(cell);
-            }
-            cells.sort_unstable();
-            cells
-        };
-        (
-            take(&mut self.free_histograms),
-            take(&mut self.free_counters),
-        )
-    }
 }
 
 /// Half as many slots as histograms: the busiest series have two.
@@ -191,14 +179,14 @@ impl Slots {
         (0..wire::SERIES_SLOT_WINDOW as usize).map(move |i| (first + i) & (slots - 1))
     }
 
-    fn put(&mut self, key: &SeriesKey, series: &Series) -> Result<(), MapError> {
+    fn put(&mut self, key: &SeriesKey, series: Series) -> Result<(), MapError> {
         let hash = hash(key);
         let Some(slot) = self.window(hash).find(|slot| self.keys[*slot].is_none()) else {
             return Ok(());
         };
         let series = Series {
             tag: tag(hash),
-            ..*series
+            ..series
         };
         self.keys[slot] = Some(*key);
         let value = wire::series_slot { key: *key, series };
@@ -410,7 +398,10 @@ mod tests {
             .iter()
             .map(|probe| probe.probe.histograms)
             .sum();
-        let (mut cells, _) = kernel.series.drain();
+        let mut cells = Vec::new();
+        while let Ok(cell) = kernel.series.free_histograms.pop(0) {
+            cells.push(cell);
+        }
         kernel
             .series
             .walk(|_, series| cells.extend(series.histograms()))
@@ -477,7 +468,7 @@ mod tests {
         };
         let taken = |slots: &Slots| slots.keys.iter().flatten().count();
         for id in 1..=count as u64 {
-            slots.put(&key(id), &Series::default()).unwrap();
+            slots.put(&key(id), Series::default()).unwrap();
         }
         // Hashes are spread: most find a place even when the slots are nearly full.
         assert!(taken(slots) > count * 8 / 10, "{} of {count}", taken(slots));

@@ -24,7 +24,7 @@ pub struct Probe {
     /// Which of its own counters tell about itself.
     pub own: &'static [(OwnCounter, u16)],
     /// What a series of the index holds.
-    pub samples: fn(&SeriesKey, &Series) -> Vec<Sample>,
+    pub samples: fn(&SeriesKey, Series) -> Vec<Sample>,
     /// What its `other` cells hold, given the first of its own histograms and counters.
     pub other: fn(u16, u16) -> Vec<Sample>,
 }

@@ -1,11 +1,14 @@
 //! The agent's HTTP side: metrics, health, readiness and the landing page, for clients that may be slow or greedy.
 
 pub(crate) mod bind;
+#[cfg(test)]
+mod documentation;
 pub(crate) mod format;
 pub(crate) mod http;
 #[cfg(test)]
 mod loopback;
 pub(crate) mod metrics;
+pub(crate) mod self_metrics;
 pub(crate) mod server;
 pub(crate) mod verdicts;
 

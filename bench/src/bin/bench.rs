@@ -11,7 +11,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     os::fd::{AsFd, AsRawFd},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStderr, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -480,7 +480,7 @@ fn footprint(bin: &Path) -> Result<()> {
         .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
         .context("no VmRSS")?;
     let ready = median(&mut ready);
-    let executable: PathBuf = bin.join("sentry");
+    let executable = fs::metadata(bin.join("sentry"))?.len();
     println!(
         "## Footprint\n\n\
          Both probes, default ceiling of 256 series.\n\n\
@@ -488,12 +488,12 @@ fn footprint(bin: &Path) -> Result<()> {
          | BPF maps | {maps:.0} bytes | at most 160,000 ({}) |\n\
          | resident memory of the agent, scraped 20 times | {:.1} MB | at most 10 MB ({}) |\n\
          | start to `/readyz` | {ready:.0} ms | under 1000 ms ({}) |\n\
-         | executable | {:.1} MB | |",
+         | executable | {} kB | |",
         met(maps <= 160_000.0),
         rss_kib * 1024.0 / 1e6,
         met(rss_kib * 1024.0 <= 10e6),
         met(ready < 1000.0),
-        fs::metadata(executable)?.len() as f64 / 1e6,
+        executable / 1000,
     );
     Ok(())
 }

@@ -85,6 +85,7 @@ pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
     };
     Ok(Event {
         // The kernel's key has 16 bits too.
+        #[allow(clippy::cast_possible_truncation)]
         hierarchy: hierarchy as u16,
         id,
         change,
@@ -136,11 +137,10 @@ impl Events {
 pub fn io_hierarchy(cgroups: &str) -> io::Result<u16> {
     cgroups
         .lines()
-        .filter_map(|line| {
+        .find_map(|line| {
             let mut fields = line.split_whitespace();
             (fields.next()? == "blkio").then(|| fields.next()?.parse().ok())?
         })
-        .next()
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no line of it names blkio"))
 }
 

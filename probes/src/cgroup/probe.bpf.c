@@ -31,8 +31,7 @@ static __always_inline int cgroup_changed(unsigned long long *ctx, __u32 operati
 	if (operation != CGROUP_RMDIR) {
 		/* `self` is the first member: a state without controller is its cgroup. */
 		event.parent_id = parent ? BPF_CORE_READ(parent, kn, id) : 0;
-		bytes = bpf_probe_read_kernel_str(event.name, sizeof(event.name),
-						  cgroup->kn->name);
+		bytes = bpf_probe_read_kernel_str(event.name, sizeof(event.name), cgroup->kn->name);
 		if (bytes < 0 || bytes > CGROUP_NAME_BYTES)
 			bytes = 0;
 	}

@@ -1,5 +1,10 @@
 //! Disk I/O: how long it takes from its creation and at the device, how much, and its errors.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the wire header's constants are u32 and far below 2^8 or 2^16 each"
+)]
+
 use crate::{
     Cell, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample, Series, SeriesKey,
     spec::{Fallback, Variant},
@@ -120,7 +125,7 @@ fn io_samples(operation: usize, io: u16, device: Option<u16>) -> Vec<Sample> {
     samples
 }
 
-fn samples(key: &SeriesKey, series: &Series) -> Vec<Sample> {
+fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
     match u32::from(key.kind) {
         DISK_KIND_IO => {
             let mut histograms = series.histograms();

@@ -25,7 +25,7 @@ enum disk_operation {
 };
 
 /* The block layer's status codes fit five bits (include/linux/blk_types.h). */
-#define DISK_ERROR(operation, status) ((operation) << 5 | ((status) & 31))
+#define DISK_ERROR(operation, status) ((operation) << 5 | (31 & (status)))
 
 /* The probe's own histograms, for series that find no room, counted from
  * `disk_histograms`. */

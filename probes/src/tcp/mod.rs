@@ -1,5 +1,10 @@
 //! TCP handshakes: how long they take at either end, and why connects fail.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the wire header's constants are u32 and far below 2^8 or 2^16 each"
+)]
+
 use crate::{
     Cell, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series, SeriesKey,
     spec::Variant,
@@ -90,7 +95,7 @@ const REASONS: [&str; 6] = [
     "other",
 ];
 
-fn samples(key: &SeriesKey, series: &Series) -> Vec<Sample> {
+fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
     let detail = usize::from(key.detail);
     let (metric, cell, labels) = match (u32::from(key.kind), series.counter()) {
         (TCP_KIND_HANDSHAKE, _) => (

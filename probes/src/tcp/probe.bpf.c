@@ -123,7 +123,8 @@ static __always_inline __u64 tcp_end_slot(struct sock *sk, __u64 now)
 			*slot = 0;
 			/* Within the unit the time is unknown: at least 1 ns. */
 			return (((now >> TCP_TIME_SHIFT) - word & TCP_TIME_MASK)
-				<< TCP_TIME_SHIFT) | 1;
+				<< TCP_TIME_SHIFT) |
+			       1;
 		}
 	}
 	return 0;
@@ -176,8 +177,7 @@ static __always_inline void tcp_key_cgroup(struct series_key *key, struct sock *
 		series_key_cgroup(key, sk->sk_cgrp_data.cgroup);
 	} else {
 		struct sock_cgroup_data___tagged *tagged = (void *)&sk->sk_cgrp_data;
-		struct cgroup *cgroup =
-			(void *)(BPF_CORE_READ(tagged, val) & ~3ULL);
+		struct cgroup *cgroup = (void *)(BPF_CORE_READ(tagged, val) & ~3ULL);
 
 		key->cgroup_id = BPF_CORE_READ(cgroup, kn, id);
 		key->hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);

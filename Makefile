@@ -1,0 +1,48 @@
+# The front door. The code behind it is in xtask/.
+
+PREFIX ?= /usr/local
+export PREFIX DESTDIR
+# rustup's default, which a shell that is not a login shell lacks; Debian's tools for root.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+prepare = @sh xtask/install.sh
+
+.PHONY: help run test lint fmt docs bench soak install clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+run: ## build the agent and run it; ARGS='--log.level debug' adds flags
+	$(prepare)
+	@cargo xtask run $(ARGS)
+
+test: ## all that must pass: lint and every test, those on the running kernel too
+	$(prepare) test
+	@cargo xtask test
+
+lint: ## layout, clippy, licences and advisories of dependencies, documentation
+	$(prepare) test
+	@cargo xtask lint
+
+fmt: ## give Rust and C their layout
+	$(prepare) test
+	@cargo xtask fmt
+
+docs: ## write docs/metrics.md and the README's table anew
+	$(prepare)
+	@cargo xtask docs
+
+bench: ## what the probes cost, beside others
+	$(prepare) bench
+	@cargo xtask bench $(ARGS)
+
+soak: ## a minute of connect and read storms
+	$(prepare) test
+	@cargo xtask soak
+
+install: ## install agent and systemd unit beneath PREFIX; DESTDIR is honoured
+	$(prepare)
+	@cargo xtask install
+
+clean: ## remove what was built
+	cargo clean

@@ -1,0 +1,413 @@
+//! Generates `docs/metrics.md` and the README's table of metrics from what the agent exports.
+//!
+//! A test, since only here all metrics are known and no user has a need for it: it fails when
+//! the files differ, and with `SENTRY_WRITE_DOCS` set (`make docs`) it writes them.
+
+use std::{env, fmt::Write, fs, path::Path};
+
+use probes::{BUCKETS, MetricKind, PROBES, Probe, Reason, Verdict, bucket_edge_seconds};
+
+use super::self_metrics::{Kind, SELF_METRICS};
+
+const WRITE: &str = "SENTRY_WRITE_DOCS";
+const README_START: &str = "<!-- metrics -->";
+const README_END: &str = "<!-- /metrics -->";
+
+#[test]
+fn metrics_are_documented() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    hold(&root.join("docs/metrics.md"), |_| page());
+    hold(&root.join("README.md"), |text| {
+        between(text, README_START, README_END, &short_table())
+    });
+}
+
+/// Compares a file with what it should be, or makes it so.
+fn hold(path: &Path, wanted: impl FnOnce(&str) -> String) {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let wanted = wanted(&text);
+    if text == wanted {
+        return;
+    }
+    assert!(
+        env::var_os(WRITE).is_some(),
+        "{} is not what the code says: run `make docs` and commit the result",
+        path.display()
+    );
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, wanted).unwrap();
+}
+
+/// The text with new content between two marks; the same text where they are missing.
+fn between(text: &str, start: &str, end: &str, content: &str) -> String {
+    let parts = text.split_once(start).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(end)?;
+        Some((before, after))
+    });
+    parts.map_or_else(
+        || text.to_owned(),
+        |(before, after)| format!("{before}{start}\n{content}{end}{after}"),
+    )
+}
+
+#[test]
+fn marked_text_is_replaced() {
+    assert_eq!(
+        between("a <b> old </b> c", "<b>", "</b>", "new\n"),
+        "a <b>\nnew\n</b> c"
+    );
+    assert_eq!(between("a <b> old", "<b>", "</b>", "new\n"), "a <b> old");
+}
+
+fn page() -> String {
+    let mut text = String::from(
+        "<!-- Generated from the code by `make docs`. Do not edit. -->\n\n# Metrics\n\n\
+         What `/metrics` of the agent holds. [Workloads](#workloads) are what the probes measure, \
+         [the agent](#the-agent) is what it tells about itself, and [memory](#memory) is what the \
+         kernel side takes.\n\n",
+    );
+    text.push_str(&workloads());
+    for probe in PROBES {
+        text.push_str(&section(probe));
+    }
+    text.push_str(&agent());
+    text.push_str(&memory());
+    text
+}
+
+fn workloads() -> String {
+    let (first, last) = (bucket_edge_seconds(0), bucket_edge_seconds(BUCKETS - 2));
+    format!(
+        "## Workloads\n\n\
+         Every metric of a probe has these labels, and those that its table names.\n\n{}\n\
+         - The cgroup is that of the socket, and of the block request, whichever process runs when \
+         the event happens.\n\
+         - `cgroup=\"other\"`, and `device=\"other\"`, hold what happened while no cell was free: see \
+         `--series.max` and `sentry_series_overflow_total`. The sum over all cgroups is complete.\n\
+         - `cgroup=\"unknown:HIERARCHY:ID\"` is a cgroup whose name is not known, mostly since it was gone too soon.\n\
+         - A series stays for `--series.retention` after its cgroup is gone, then it is dropped.\n\
+         - A series appears with its first event. A probe that does not run has no metrics: look at \
+         `sentry_probe_up`.\n\n\
+         The buckets of histograms are four to the octave, from 2^-18 s ({:.1} µs) to {last} s, edges \
+         included: those of Prometheus' native histograms of schema 2. By default every fourth edge is \
+         shown, one for each doubling of time; `--metrics.buckets-per-octave` shows more. `_count` is the sum of the buckets.\n\n",
+        table(
+            &["Label", "Meaning"],
+            &[
+                [
+                    "`namespace`",
+                    "Kubernetes namespace; empty, since containers are not told apart yet"
+                ],
+                ["`pod`", "Kubernetes pod; empty, likewise"],
+                ["`container`", "Container; empty, likewise"],
+                [
+                    "`cgroup`",
+                    "Path of the cgroup from the root of its hierarchy, `/` being the root"
+                ],
+            ]
+            .map(|row| row.map(str::to_owned).to_vec()),
+        ),
+        first * 1e6,
+    )
+}
+
+fn section(probe: &Probe) -> String {
+    let mut text = format!("### `{}`: {}\n\n", probe.name, probe.summary);
+    let rows = probe.metrics.iter().map(|metric| {
+        let kind = kind(metric.kind).to_owned();
+        let labels = code_list(metric.labels);
+        vec![
+            code(metric.name),
+            kind,
+            unit(metric.name).to_owned(),
+            labels,
+            metric.help.to_owned(),
+            metric.source.to_owned(),
+        ]
+    });
+    text += &table(
+        &[
+            "Metric",
+            "Type",
+            "Unit",
+            "Labels",
+            "Meaning",
+            "Source in the kernel",
+        ],
+        &rows.collect::<Vec<_>>(),
+    );
+    text.push_str("\nHooks, best first:\n\n");
+    for rung in probe.rungs {
+        for variant in rung.variants {
+            let points: Vec<&str> = variant.programs.iter().map(|(_, point)| *point).collect();
+            let note = if variant.note.is_empty() {
+                String::new()
+            } else {
+                format!("; {}", variant.note)
+            };
+            let _ = writeln!(text, "- `{}` on {}{note}", rung.hook, code_list(&points));
+        }
+    }
+    if let Some(fallback) = &probe.fallback {
+        let _ = writeln!(
+            text,
+            "- `{}` besides, where needed: {}",
+            fallback.program.1, fallback.detail
+        );
+    }
+    text.push('\n');
+    text
+}
+
+fn agent() -> String {
+    let rows = SELF_METRICS.iter().map(|metric| {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+        };
+        vec![
+            code(metric.name),
+            kind.to_owned(),
+            unit(metric.name).to_owned(),
+            code_list(metric.labels),
+            metric.help.to_owned(),
+        ]
+    });
+    let verdicts = VERDICTS.map(|(verdict, meaning)| {
+        let up = u8::from(verdict.is_up()).to_string();
+        vec![code(verdict.name()), up, meaning.to_owned()]
+    });
+    let reasons = REASONS.map(|reason| vec![code(reason.code()), meaning(reason).to_owned()]);
+    format!(
+        "## The agent\n\n{}\n\
+         The program metrics are there while the kernel's BPF statistics are on: `--bpf.stats` switches \
+         them on, at the cost of two clock reads for each run of any BPF program on the host.\n\n\
+         ### Verdicts\n\n\
+         What `sentry_probe_up`, `sentry check` and the log say of each probe.\n\n{}\n\
+         ### Reasons\n\n{}\n",
+        table(
+            &["Metric", "Type", "Unit", "Labels", "Meaning"],
+            &rows.collect::<Vec<_>>()
+        ),
+        table(&["`verdict`", "`sentry_probe_up`", "Meaning"], &verdicts),
+        table(&["`reason`", "Meaning"], &reasons),
+    )
+}
+
+const VERDICTS: [(Verdict, &str); 4] = [
+    (Verdict::Attached, "All that the probe measures is measured"),
+    (
+        Verdict::Degraded,
+        "The probe runs; the reason says what is missing",
+    ),
+    (Verdict::Unsupported, "This kernel cannot run the probe"),
+    (Verdict::Failed, "The probe should run here and does not"),
+];
+
+const REASONS: [Reason; 9] = [
+    Reason::Ok,
+    Reason::NoBtf,
+    Reason::NoHook,
+    Reason::Rejected,
+    Reason::AttachError,
+    Reason::NoPermission,
+    Reason::MapError,
+    Reason::IoControllerOff,
+    Reason::NoTimestamps,
+];
+
+/// A reason in words. A new one does not compile before it has its line here; it belongs into
+/// [`REASONS`] as well.
+fn meaning(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Ok => "Nothing is missing",
+        Reason::NoBtf => "The kernel's type information, `/sys/kernel/btf/vmlinux`, is missing",
+        Reason::NoHook => "The kernel does not have the hook",
+        Reason::Rejected => "The kernel refused the program",
+        Reason::AttachError => "The program could not be attached to its hook",
+        Reason::NoPermission => "The privileges do not suffice",
+        Reason::MapError => "The kernel lacks a kind of map, or memory for it",
+        Reason::IoControllerOff => {
+            "The io controller is off, so all disk I/O belongs to the root cgroup"
+        }
+        Reason::NoTimestamps => {
+            "A device gives its requests no time stamps, so durations run from the issue to the device"
+        }
+    }
+}
+
+/// What the kernel says each map takes (`memlock` of its descriptor on 6.18), by the ceiling of
+/// series and the CPUs that the machine may have.
+fn map_bytes(series: u64, cpus: u64) -> Vec<(&'static str, &'static str, u64)> {
+    let counters = (2 * series).next_multiple_of(512);
+    let power = series.next_power_of_two();
+    let queue = |cells: u64| 312 + 2 * (cells + 1);
+    vec![
+        (
+            "`histograms`",
+            "368 N rounded up to pages of 4,096, and a page",
+            (368 * series).next_multiple_of(4096) + 4096,
+        ),
+        (
+            "`counters`",
+            "8 K and a page; K is 2 N rounded up to 512",
+            8 * counters + 4096,
+        ),
+        (
+            "`series_index`",
+            "72 N + 16 P + 112 C + 832; P is N rounded up to a power of two",
+            72 * series + 16 * power + 112 * cpus + 832,
+        ),
+        ("`series_slots`", "12 P + 312", 12 * power + 312),
+        ("`free_histograms`", "2 N + 314", queue(series)),
+        (
+            "`free_counters`",
+            "2 (K - N) + 314",
+            queue(counters - series),
+        ),
+        ("`tcp_started_slots`", "2,360", 2360),
+        (
+            "`tcp_started_storage`",
+            "16 C + 448, C rounded up to a power of two, at least 2",
+            16 * cpus.next_power_of_two().max(2) + 448,
+        ),
+        (
+            "`tcp_started_hash`",
+            "104 C + 912; some 0.7 MB where it is in use: see the hooks of `tcp`",
+            104 * cpus + 912,
+        ),
+        ("`cgroup_events`", "16,728", 16_728),
+        (
+            "`disk_issued`, `rodata`",
+            "664; a device without time stamps of its own brings a table of 4,096 requests, some 0.3 MB",
+            664,
+        ),
+    ]
+}
+
+fn map_sum(series: u64, cpus: u64) -> u64 {
+    map_bytes(series, cpus)
+        .iter()
+        .map(|(_, _, bytes)| bytes)
+        .sum()
+}
+
+#[test]
+fn the_formula_gives_what_was_measured() {
+    // sum(sentry_bpf_map_memory_bytes) on 6.18 with 2 CPUs, by --series.max.
+    for (series, measured) in [
+        (64, 67_636),
+        (100, 84_308),
+        (256, 156_468),
+        (300, 188_308),
+        (1000, 521_332),
+        (2048, 1_030_964),
+        (10_000, 5_097_396),
+        (32_000, 15_669_044),
+    ] {
+        assert_eq!(map_sum(series, 2), measured, "{series}");
+    }
+}
+
+fn memory() -> String {
+    let maps: Vec<Vec<String>> = map_bytes(256, 2)
+        .into_iter()
+        .map(|(map, formula, bytes)| vec![map.to_owned(), formula.to_owned(), grouped(bytes)])
+        .collect();
+    let sizes: Vec<Vec<String>> = [64, 256, 1024, 2048, 4096, 8192, 32_000]
+        .into_iter()
+        .map(|series| {
+            let sums = [2, 16, 128].map(|cpus| grouped(map_sum(series, cpus)));
+            [vec![grouped(series)], sums.to_vec()].concat()
+        })
+        .collect();
+    format!(
+        "## Memory\n\n\
+         What the maps of both probes take in the kernel, in bytes, as `sentry_bpf_map_memory_bytes` shows it \
+         on 6.18. N is `--series.max`, C the number of CPUs that the machine may have (`/sys/devices/system/cpu/possible`). \
+         The formula was measured with N from 64 to 32,000 and 2 CPUs; what a CPU adds comes from the sizes of the kernel's own structures.\n\n{}\n\
+         All of them together:\n\n{}\n\
+         A connect whose places in `tcp_started_slots` are taken is kept with its socket, in memory that goes with it. Kernels before 6.4 tell the sizes of maps differently.\n\n\
+         A cell of `histograms` is one histogram of one workload. A workload with both ends of \
+         handshakes, and with reads and writes on one device, takes six: two of handshakes and two for each operation. The probes' own `other` \
+         cells take {} from N.\n",
+        table(&["Map", "Bytes", "N = 256, C = 2"], &maps),
+        table(&["`--series.max`", "2 CPUs", "16 CPUs", "128 CPUs"], &sizes),
+        PROBES
+            .iter()
+            .map(|probe| u64::from(probe.histograms))
+            .sum::<u64>(),
+    )
+}
+
+/// The README's table: no units and sources.
+fn short_table() -> String {
+    let rows: Vec<Vec<String>> = PROBES
+        .iter()
+        .flat_map(|probe| probe.metrics)
+        .map(|metric| {
+            vec![
+                code(metric.name),
+                kind(metric.kind).to_owned(),
+                code_list(metric.labels),
+                metric.help.to_owned(),
+            ]
+        })
+        .collect();
+    table(&["Metric", "Type", "Labels", "Meaning"], &rows)
+}
+
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    let mut text = line(&head);
+    text += &line(&vec!["---".to_owned(); head.len()]);
+    for row in rows {
+        let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        text += &line(&cells);
+    }
+    text
+}
+
+fn kind(kind: MetricKind) -> &'static str {
+    match kind {
+        MetricKind::Histogram => "histogram",
+        MetricKind::Counter => "counter",
+    }
+}
+
+fn unit(name: &str) -> &'static str {
+    let name = name.trim_end_matches("_total");
+    if name.ends_with("_seconds") {
+        "seconds"
+    } else if name.ends_with("_bytes") {
+        "bytes"
+    } else {
+        ""
+    }
+}
+
+fn code(name: &str) -> String {
+    format!("`{name}`")
+}
+
+fn code_list(names: &[&str]) -> String {
+    names
+        .iter()
+        .map(|name| code(name))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// With a comma at the thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,369 @@
+//! What the agent tells about itself: one list, from which `/metrics` and its documentation derive.
+
+use std::{fmt, path::Path};
+
+use probes::{OwnCounter, RunStats};
+use prometheus_client::{
+    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
+    metrics::MetricType,
+};
+
+use super::{
+    HttpStats,
+    metrics::{Family, seconds},
+};
+use crate::{
+    collect::Collector,
+    enrich::process::{self, Usage},
+};
+
+/// A metric about the agent.
+pub(crate) struct SelfMetric {
+    /// Full name with unit and, for a counter, `_total`.
+    pub(crate) name: &'static str,
+    /// Help text, without the full stop.
+    pub(crate) help: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) labels: &'static [&'static str],
+    /// No values hide the metric.
+    read: fn(&Reading) -> Values,
+}
+
+/// How a metric about the agent counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// Values with those of the labels.
+type Values = Vec<(Vec<String>, Number)>;
+
+enum Number {
+    Whole(u64),
+    Real(f64),
+}
+
+/// All that is read for one scrape.
+pub(crate) struct Reading<'a> {
+    collector: &'a Collector,
+    http: &'a HttpStats,
+    usage: Option<Usage>,
+    run_stats: Vec<RunStats>,
+    /// Whether the runs were counted; else a zero would be a lie.
+    run_stats_on: bool,
+}
+
+impl<'a> Reading<'a> {
+    /// Reads. `run_stats` says whether the agent switched the kernel's statistics on.
+    pub(crate) fn new(
+        collector: &'a Collector,
+        http: &'a HttpStats,
+        procfs: &Path,
+        run_stats: bool,
+    ) -> Self {
+        let stats = collector.run_stats();
+        Self {
+            // Others may have switched them on, and off again: then there are runs.
+            run_stats_on: run_stats || stats.iter().any(|stats| stats.runs > 0),
+            collector,
+            http,
+            usage: process::usage(procfs)
+                .inspect_err(|error| tracing::debug!(%error, "no process metrics"))
+                .ok(),
+            run_stats: stats,
+        }
+    }
+
+    /// A value of each probe that runs.
+    fn by_probe(&self, value: impl Fn(usize) -> Option<u64>) -> Values {
+        self.collector
+            .probes()
+            .iter()
+            .enumerate()
+            .filter(|(_, probe)| probe.installed.status.verdict.is_up())
+            .filter_map(|(index, probe)| {
+                let name = probe.installed.probe.name.to_owned();
+                Some((vec![name], Number::Whole(value(index)?)))
+            })
+            .collect()
+    }
+
+    fn own(&self, kind: OwnCounter) -> Values {
+        self.by_probe(|index| self.collector.own_counter(index, kind))
+    }
+
+    /// Events that the programs of a probe missed. A program's name begins with its probe's.
+    fn missed(&self, probe: &str) -> u64 {
+        let stats = self.run_stats.iter();
+        stats
+            .filter(|stats| stats.program.starts_with(probe))
+            .map(|stats| stats.misses)
+            .sum()
+    }
+
+    fn by_program(&self, value: impl Fn(&RunStats) -> Number) -> Values {
+        self.run_stats
+            .iter()
+            .filter(|_| self.run_stats_on)
+            .map(|stats| (vec![stats.program.clone()], value(stats)))
+            .collect()
+    }
+
+    fn usage(&self, value: impl Fn(&Usage) -> Number) -> Values {
+        self.usage
+            .iter()
+            .map(|usage| (Vec::new(), value(usage)))
+            .collect()
+    }
+}
+
+/// A value without labels.
+fn one(count: u64) -> Values {
+    vec![(Vec::new(), Number::Whole(count))]
+}
+
+const PROBE: &[&str] = &["probe"];
+const PROGRAM: &[&str] = &["program"];
+
+/// All of them, in the order of `/metrics`.
+pub(crate) const SELF_METRICS: &[SelfMetric] = &[
+    SelfMetric {
+        name: "sentry_probe_up",
+        help: "Whether a probe is attached",
+        kind: Kind::Gauge,
+        labels: &["probe", "hook", "verdict", "reason"],
+        read: |reading| {
+            let statuses = reading.collector.probes().iter();
+            statuses
+                .map(|probe| &probe.installed.status)
+                .map(|status| {
+                    let verdict = status.verdict.name();
+                    let labels = [status.probe, status.hook, verdict, status.reason.code()];
+                    let up = Number::Whole(u64::from(status.verdict.is_up()));
+                    (labels.map(str::to_owned).to_vec(), up)
+                })
+                .collect()
+        },
+    },
+    SelfMetric {
+        name: "sentry_series",
+        help: "Series in use: histograms and counters of live workloads",
+        kind: Kind::Gauge,
+        labels: PROBE,
+        read: |reading| {
+            reading.by_probe(|index| Some(reading.collector.series_in_use(index) as u64))
+        },
+    },
+    SelfMetric {
+        name: "sentry_series_limit",
+        help: "Most histograms that all probes together can give to series; see --series.max",
+        kind: Kind::Gauge,
+        labels: PROBE,
+        read: |reading| reading.by_probe(|_| Some(u64::from(reading.collector.series_limit()))),
+    },
+    SelfMetric {
+        name: "sentry_series_overflow_total",
+        help: "Events counted under cgroup=\"other\" because no cell was free",
+        kind: Kind::Counter,
+        labels: PROBE,
+        read: |reading| reading.own(OwnCounter::SeriesOverflow),
+    },
+    SelfMetric {
+        name: "sentry_series_evicted_total",
+        help: "Series of workloads that are gone, dropped before their retention for want of room",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| one(reading.collector.evicted()),
+    },
+    SelfMetric {
+        name: "sentry_events_lost_total",
+        help: "Events that no program saw, for it was running on their CPU already, or that found their ring full",
+        kind: Kind::Counter,
+        labels: PROBE,
+        read: |reading| {
+            let probes = reading.collector.probes();
+            let mut lost = reading.by_probe(|index| {
+                let probe = probes[index].installed.probe;
+                Some(reading.missed(probe.name))
+            });
+            let cgroup = reading.collector.cgroup_events_lost() + reading.missed("cgroup");
+            lost.push((vec!["cgroup".to_owned()], Number::Whole(cgroup)));
+            lost
+        },
+    },
+    SelfMetric {
+        name: "sentry_connections_untracked_total",
+        help: "Connects whose start found no room and whose duration is unknown",
+        kind: Kind::Counter,
+        labels: PROBE,
+        read: |reading| reading.own(OwnCounter::ConnectionsUntracked),
+    },
+    SelfMetric {
+        name: "sentry_disk_io_untimed_total",
+        help: "Durations missing because a request carried no time stamp",
+        kind: Kind::Counter,
+        labels: PROBE,
+        read: |reading| reading.own(OwnCounter::Untimed),
+    },
+    SelfMetric {
+        name: "sentry_disk_io_untracked_total",
+        help: "Requests without time stamps whose issue found no room",
+        kind: Kind::Counter,
+        labels: PROBE,
+        read: |reading| reading.own(OwnCounter::IosUntracked),
+    },
+    SelfMetric {
+        name: "sentry_bpf_map_memory_bytes",
+        help: "Kernel memory of a BPF map",
+        kind: Kind::Gauge,
+        labels: &["map"],
+        read: |reading| {
+            let maps = reading.collector.map_memory_bytes.iter();
+            maps.map(|(map, bytes)| (vec![map.clone()], Number::Whole(*bytes)))
+                .collect()
+        },
+    },
+    SelfMetric {
+        name: "sentry_bpf_program_runs_total",
+        help: "Runs of a BPF program while the kernel's statistics were on; see --bpf.stats",
+        kind: Kind::Counter,
+        labels: PROGRAM,
+        read: |reading| reading.by_program(|stats| Number::Whole(stats.runs)),
+    },
+    SelfMetric {
+        name: "sentry_bpf_program_run_seconds_total",
+        help: "Time spent in a BPF program while the kernel's statistics were on",
+        kind: Kind::Counter,
+        labels: PROGRAM,
+        read: |reading| reading.by_program(|stats| Number::Real(seconds(stats.run_time_ns))),
+    },
+    SelfMetric {
+        name: "sentry_http_connections_refused_total",
+        help: "Connections closed at once because too many were open",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| one(reading.http.connections_refused_total()),
+    },
+    SelfMetric {
+        name: "sentry_http_scrapes_refused_total",
+        help: "Scrapes refused because too many were under way",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| one(reading.http.scrapes_refused_total()),
+    },
+    SelfMetric {
+        name: "sentry_http_timeouts_total",
+        help: "Connections cut off because the client was too slow",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| one(reading.http.timeouts_total()),
+    },
+    SelfMetric {
+        name: "sentry_http_accept_errors_total",
+        help: "Connections that the kernel failed to hand over",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| one(reading.http.accept_errors_total()),
+    },
+    SelfMetric {
+        name: "sentry_build_info",
+        help: "The agent's version",
+        kind: Kind::Gauge,
+        labels: &["version"],
+        read: |_| {
+            let version = env!("CARGO_PKG_VERSION").to_owned();
+            vec![(vec![version], Number::Whole(1))]
+        },
+    },
+    // The metrics that Prometheus' client libraries have for every process.
+    SelfMetric {
+        name: "process_cpu_seconds_total",
+        help: "User and system CPU time",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| reading.usage(|usage| Number::Real(usage.cpu_seconds)),
+    },
+    SelfMetric {
+        name: "process_resident_memory_bytes",
+        help: "Resident memory",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.usage(|usage| Number::Whole(usage.resident_bytes)),
+    },
+    SelfMetric {
+        name: "process_virtual_memory_bytes",
+        help: "Virtual memory",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.usage(|usage| Number::Whole(usage.virtual_bytes)),
+    },
+    SelfMetric {
+        name: "process_open_fds",
+        help: "Open file descriptors",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.usage(|usage| Number::Whole(usage.open_fds)),
+    },
+    SelfMetric {
+        name: "process_max_fds",
+        help: "Most file descriptors that may be open",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.usage(|usage| Number::Whole(usage.max_fds)),
+    },
+    SelfMetric {
+        name: "process_start_time_seconds",
+        help: "When the process started, in seconds since 1970",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.usage(|usage| Number::Real(usage.start_time_seconds)),
+    },
+];
+
+impl SelfMetric {
+    /// Writes the metric, unless it has no value now.
+    pub(crate) fn encode(&self, reading: &Reading, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let values = (self.read)(reading);
+        if values.is_empty() {
+            return Ok(());
+        }
+        let kind = match self.kind {
+            Kind::Counter => MetricType::Counter,
+            Kind::Gauge => MetricType::Gauge,
+        };
+        let family = Family::new(self.name);
+        let mut encoder = family.describe(encoder, self.help, kind)?;
+        for (labels, number) in values {
+            let labels: Vec<(&str, String)> = self.labels.iter().copied().zip(labels).collect();
+            if labels.is_empty() {
+                // An empty set would be written as `{}`.
+                self.encode_number(&mut encoder, &number)?;
+            } else {
+                self.encode_number(&mut with_labels(&mut encoder, &labels)?, &number)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_number(&self, encoder: &mut MetricEncoder, number: &Number) -> fmt::Result {
+        match (self.kind, number) {
+            (Kind::Counter, Number::Whole(n)) => {
+                encoder.encode_counter::<NoLabelSet, _, f64>(n, None)
+            }
+            (Kind::Counter, Number::Real(x)) => {
+                encoder.encode_counter::<NoLabelSet, _, f64>(x, None)
+            }
+            (Kind::Gauge, Number::Whole(n)) => encoder.encode_gauge(n),
+            (Kind::Gauge, Number::Real(x)) => encoder.encode_gauge(x),
+        }
+    }
+}
+
+/// Ties the encoder's lifetime to that of the labels, which its own signature leaves open.
+fn with_labels<'s, S: EncodeLabelSet>(
+    encoder: &'s mut MetricEncoder,
+    labels: &'s S,
+) -> Result<MetricEncoder<'s>, fmt::Error> {
+    encoder.encode_family(labels)
+}
