@@ -1,4 +1,5 @@
 //! The bucket function of the programs, the very C, against exact arithmetic.
+#![allow(clippy::unwrap_used)] // a test
 
 use std::{
     io::{Read, Write},
