@@ -214,6 +214,16 @@ pub(crate) struct Collector {
 
 struct Table(SeriesTable);
 
+impl Table {
+    /// Series that only count are rare, and never looked for in the slots.
+    fn publish(&mut self, key: &SeriesKey, series: &Series) -> Result<(), SeriesError> {
+        if series.histograms().next().is_some() {
+            self.0.publish(key, series)?;
+        }
+        Ok(())
+    }
+}
+
 impl std::fmt::Debug for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("SeriesTable")
@@ -361,6 +371,12 @@ impl Collector {
                 if tracked.series == series && matches!(tracked.life, Life::Live) {
                     continue;
                 }
+                // The same cells under another serial number: only the slot is new.
+                if tracked.series.cells == series.cells {
+                    tracked.series = series;
+                    self.table.publish(&key, &series)?;
+                    continue;
+                }
                 // Back after its removal, with other cells: the totals go on.
                 if matches!(tracked.life, Life::Resting(_)) {
                     self.readings.update(&mut tracked.samples, &mut probe.sums);
@@ -368,7 +384,7 @@ impl Collector {
                 }
                 tracked.series = series;
                 tracked.life = Life::Live;
-                self.table.0.publish(&key, &series)?;
+                self.table.publish(&key, &series)?;
                 for ((old, _), new) in tracked.samples.iter_mut().zip(samples) {
                     *old = new;
                 }
@@ -390,7 +406,7 @@ impl Collector {
                     .unwrap_or_else(|| cgroup::unknown(workload)),
                 device,
             };
-            self.table.0.publish(&key, &series)?;
+            self.table.publish(&key, &series)?;
             self.series.insert(
                 key,
                 Tracked {

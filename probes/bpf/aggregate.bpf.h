@@ -77,7 +77,8 @@ static __always_inline void histogram_add(__u32 cell, __u64 ns)
 }
 
 /* The series that the agent knows of, by hash. A look-up here is inlined, where one in the
- * index is a call and a walk: 15 against 60 ns. Only the agent writes. */
+ * index is a call and a walk: 15 against 60 ns, and more where the caches are cold. Only
+ * the agent writes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -91,26 +92,31 @@ const volatile __u32 series_slots_mask;
 /* Gives a series its cells. Two CPUs can be here with the same key: BPF_NOEXIST
  * lets one win, and the other gives its cells back. NULL when no cell is free or
  * the index is full. */
-static __always_inline struct series *series_insert(const struct series_key *key, __u32 cells)
+static __always_inline struct series *series_insert(const struct series_key *key, __u32 cells,
+						    __u64 serial)
 {
 	struct series fresh = {
-		.histogram = { CELL_NONE, CELL_NONE },
-		.counter = CELL_NONE,
+		.cells = {
+			.histogram = { CELL_NONE, CELL_NONE },
+			.counter = CELL_NONE,
+		},
+		.serial = serial,
 	};
+	__u16 *histogram = fresh.cells.histogram, *counter = &fresh.cells.counter;
 	bool filled = false;
 
 	if (cells == 0) {
-		filled = !bpf_map_pop_elem(&free_counters, &fresh.counter);
+		filled = !bpf_map_pop_elem(&free_counters, counter);
 		if (!filled)
-			fresh.counter = CELL_NONE;
+			*counter = CELL_NONE;
 	} else {
-		filled = !bpf_map_pop_elem(&free_histograms, &fresh.histogram[0]);
+		filled = !bpf_map_pop_elem(&free_histograms, &histogram[0]);
 		if (!filled)
-			fresh.histogram[0] = CELL_NONE;
+			histogram[0] = CELL_NONE;
 		if (filled && cells == 2) {
-			filled = !bpf_map_pop_elem(&free_histograms, &fresh.histogram[1]);
+			filled = !bpf_map_pop_elem(&free_histograms, &histogram[1]);
 			if (!filled)
-				fresh.histogram[1] = CELL_NONE;
+				histogram[1] = CELL_NONE;
 		}
 	}
 
@@ -118,65 +124,32 @@ static __always_inline struct series *series_insert(const struct series_key *key
 		counter_add(counter_inserts, 1);
 		return bpf_map_lookup_elem(&series_index, key);
 	}
-	if (fresh.counter != CELL_NONE)
-		bpf_map_push_elem(&free_counters, &fresh.counter, BPF_ANY);
-	if (fresh.histogram[0] != CELL_NONE)
-		bpf_map_push_elem(&free_histograms, &fresh.histogram[0], BPF_ANY);
-	if (fresh.histogram[1] != CELL_NONE)
-		bpf_map_push_elem(&free_histograms, &fresh.histogram[1], BPF_ANY);
+	if (*counter != CELL_NONE)
+		bpf_map_push_elem(&free_counters, counter, BPF_ANY);
+	if (histogram[0] != CELL_NONE)
+		bpf_map_push_elem(&free_histograms, &histogram[0], BPF_ANY);
+	if (histogram[1] != CELL_NONE)
+		bpf_map_push_elem(&free_histograms, &histogram[1], BPF_ANY);
 	return bpf_map_lookup_elem(&series_index, key);
 }
 
 /* The way of a series that stands in no slot. Kept out of line: it is rare and long. */
-static __noinline bool series_of_index(const struct series_key *key, __u32 cells,
-				       struct series *series)
+static __noinline bool series_of_index(const struct series_key *key, __u32 cells, __u64 serial,
+				       struct series_cells *found)
 {
-	struct series *found = bpf_map_lookup_elem(&series_index, key);
+	struct series *series = bpf_map_lookup_elem(&series_index, key);
 
-	if (!found)
-		found = series_insert(key, cells);
-	if (!found)
+	if (!series)
+		series = series_insert(key, cells, serial);
+	if (!series)
 		return false;
-	*series = *found;
+	if (series->serial != serial) {
+		/* The controller was off and on again: let the agent look anew. */
+		series->serial = serial;
+		counter_add(counter_inserts, 1);
+	}
+	*found = series->cells;
 	return true;
-}
-
-/* The series of a key, made at its first event; false where there is no room for it. `cells`:
- * how many histograms it has; 0 for a series that only counts. */
-static __always_inline bool series_of(const struct series_key *key, __u32 cells,
-				      struct series *series)
-{
-	const __u64 *words = (const __u64 *)key;
-	__u64 hash = series_hash(words[0], words[1]);
-	__u32 first = series_first_slot(hash);
-
-#pragma unroll
-	for (int i = 0; i < SERIES_SLOT_WINDOW; i++) {
-		__u32 number = (first + i) & series_slots_mask;
-		volatile __u64 *slot = bpf_map_lookup_elem(&series_slots, &number);
-
-		if (slot && slot[0] == words[0] && slot[1] == words[1]) {
-			*(__u64 *)series = slot[2];
-			if (series->tag == series_tag(hash))
-				return true;
-		}
-	}
-	return series_of_index(key, cells, series);
-}
-
-/* Adds to a series that only counts; the cell `other` and the counter `overflow`
- * take what finds no room. Out of line: such series count what is rare. */
-static __noinline void series_count(const struct series_key *key, __u64 n, __u32 other,
-				    __u32 overflow)
-{
-	struct series series;
-
-	if (series_of_index(key, 0, &series)) {
-		counter_add(series.counter, n);
-	} else {
-		counter_add(overflow, 1);
-		counter_add(other, n);
-	}
 }
 
 /* Names the workload of a key by its cgroup. */
@@ -184,4 +157,48 @@ static __always_inline void series_key_cgroup(struct series_key *key, struct cgr
 {
 	key->cgroup_id = cgroup->kn->id;
 	key->hierarchy = cgroup->root->hierarchy_id;
+}
+
+/* The series of a key and a cgroup, made at its first event; false where there is no room for
+ * it. `cells`: how many histograms it has. */
+static __always_inline bool series_of(struct series_key *key, struct cgroup_subsys_state *css,
+				      __u32 cells, struct series_cells *found)
+{
+	const __u64 *words = (const __u64 *)key;
+	__u64 serial = css->serial_nr;
+	__u64 hash;
+	__u32 first;
+
+	key->cgroup_id = serial;
+	hash = series_hash(words[0], words[1]);
+	first = series_first_slot(hash);
+
+#pragma unroll
+	for (int i = 0; i < SERIES_SLOT_WINDOW; i++) {
+		__u32 number = (first + i) & series_slots_mask;
+		volatile __u64 *slot = bpf_map_lookup_elem(&series_slots, &number);
+
+		if (slot && slot[0] == words[0] && slot[1] == words[1]) {
+			*(__u64 *)found = slot[2];
+			if (found->tag == series_tag(hash))
+				return true;
+		}
+	}
+	series_key_cgroup(key, css->cgroup);
+	return series_of_index(key, cells, serial, found);
+}
+
+/* Adds to a series that only counts; the cell `other` and the counter `overflow`
+ * take what finds no room. Out of line: such series count what is rare. */
+static __noinline void series_count(const struct series_key *key, __u64 n, __u32 other,
+				    __u32 overflow)
+{
+	struct series_cells cells;
+
+	if (series_of_index(key, 0, 0, &cells)) {
+		counter_add(cells.counter, n);
+	} else {
+		counter_add(overflow, 1);
+		counter_add(other, n);
+	}
 }

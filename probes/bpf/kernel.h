@@ -28,6 +28,7 @@ struct cgroup_root {
 struct cgroup_subsys_state {
 	struct cgroup *cgroup;
 	struct cgroup_subsys_state *parent;
+	__u64 serial_nr;
 };
 
 struct cgroup {

@@ -29,17 +29,26 @@ struct series_key {
 
 /* The cells of a series. A histogram's cell brings the counter of the same
  * number along; `counter` is for series that only count. */
-struct series {
+struct series_cells {
 	__u16 histogram[2];
 	__u16 counter;
 	/* In a slot: series_tag() of its key. */
 	__u16 tag;
 };
 
-/* A series where a program finds it without a call. */
+/* What the index holds. */
+struct series {
+	struct series_cells cells;
+	/* The serial number of the cgroup's state for its controller. It names the workload
+	 * like the id, is never given out again, and lies nearer: three cache lines fewer. */
+	__u64 serial;
+};
+
+/* A series where a program finds it without a call. The key has the serial number for a
+ * cgroup id, and no hierarchy. */
 struct series_slot {
 	struct series_key key;
-	struct series series;
+	struct series_cells cells;
 };
 
 /* Slots that a key may stand in, from its hash on. */

@@ -10,7 +10,10 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, Queue},
 };
 
-use crate::{Cells, Series, SeriesKey, wire};
+use crate::{
+    Cells, Series, SeriesKey,
+    wire::{self, series_cells as SeriesCells},
+};
 
 // SAFETY: plain integers without padding.
 unsafe impl Pod for wire::series_key {}
@@ -85,12 +88,12 @@ impl SeriesTable {
         Ok(())
     }
 
-    /// Puts a series where the programs find it fastest, if there is room.
+    /// Puts a series with histograms where the programs find it fastest, if there is room.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn publish(&mut self, key: &SeriesKey, series: &Series) -> Result<(), SeriesError> {
-        self.slots.put(key, *series).map_err(|source| SeriesError {
+        self.slots.put(key, series).map_err(|source| SeriesError {
             action: "publish from",
             source,
         })
@@ -179,26 +182,29 @@ impl Slots {
         (0..wire::SERIES_SLOT_WINDOW as usize).map(move |i| (first + i) & (slots - 1))
     }
 
-    fn put(&mut self, key: &SeriesKey, series: Series) -> Result<(), MapError> {
-        let hash = hash(key);
+    fn put(&mut self, key: &SeriesKey, series: &Series) -> Result<(), MapError> {
+        // A series that moved to another serial number leaves its old slot.
+        self.clear(key)?;
+        let alias = SeriesKey {
+            cgroup_id: series.serial,
+            hierarchy: 0,
+            ..*key
+        };
+        let hash = hash(&alias);
         let Some(slot) = self.window(hash).find(|slot| self.keys[*slot].is_none()) else {
             return Ok(());
         };
-        let series = Series {
-            tag: tag(hash),
-            ..series
-        };
         self.keys[slot] = Some(*key);
-        let value = wire::series_slot { key: *key, series };
+        let cells = SeriesCells {
+            tag: tag(hash),
+            ..series.cells
+        };
+        let value = wire::series_slot { key: alias, cells };
         self.map.set(slot as u32, value, 0)
     }
 
     fn clear(&mut self, key: &SeriesKey) -> Result<(), MapError> {
-        let window = self.window(hash(key)).collect::<Vec<_>>();
-        let Some(slot) = window
-            .into_iter()
-            .find(|slot| self.keys[*slot] == Some(*key))
-        else {
+        let Some(slot) = self.keys.iter().position(|other| *other == Some(*key)) else {
             return Ok(());
         };
         self.keys[slot] = None;
@@ -228,7 +234,8 @@ fn tag(hash: u64) -> u16 {
 impl Series {
     /// The histograms that the series has.
     pub fn histograms(&self) -> impl Iterator<Item = u16> + '_ {
-        self.histogram
+        self.cells
+            .histogram
             .iter()
             .copied()
             .filter(|cell| u32::from(*cell) != wire::CELL_NONE)
@@ -237,7 +244,7 @@ impl Series {
     /// The counter of a series that only counts.
     #[must_use]
     pub fn counter(&self) -> Option<u16> {
-        (u32::from(self.counter) != wire::CELL_NONE).then_some(self.counter)
+        (u32::from(self.cells.counter) != wire::CELL_NONE).then_some(self.cells.counter)
     }
 }
 
@@ -450,7 +457,7 @@ mod tests {
         kernel.series.remove(&key).unwrap();
         meet();
         let (_, anew, count) = ours(&kernel).unwrap();
-        assert_ne!(anew.histogram, series.histogram);
+        assert_ne!(anew.cells, series.cells);
         assert_eq!(count, 1);
     }
 
@@ -466,9 +473,13 @@ mod tests {
             cgroup_id,
             ..SeriesKey::default()
         };
+        let series = |serial: u64| Series {
+            serial,
+            ..Series::default()
+        };
         let taken = |slots: &Slots| slots.keys.iter().flatten().count();
         for id in 1..=count as u64 {
-            slots.put(&key(id), Series::default()).unwrap();
+            slots.put(&key(id), &series(id)).unwrap();
         }
         // Hashes are spread: most find a place even when the slots are nearly full.
         assert!(taken(slots) > count * 8 / 10, "{} of {count}", taken(slots));

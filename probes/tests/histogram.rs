@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     path::PathBuf,
     process::{Command, Stdio},
+    sync::LazyLock,
     thread,
 };
 
@@ -27,8 +28,8 @@ fn last_ns_of_bucket() -> Vec<u64> {
         .collect()
 }
 
-/// Runs the C function over values, compiled for the host.
-fn buckets(values: &[u64]) -> Vec<u8> {
+/// The C function, compiled for the host: reads durations, writes buckets.
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let source = folder.join("bucket.c");
     let program = folder.join("bucket");
@@ -47,7 +48,12 @@ fn buckets(values: &[u64]) -> Vec<u8> {
         .status()
         .unwrap();
     assert!(compiled.success());
-    let mut child = Command::new(&program)
+    program
+});
+
+/// Runs the C function over values.
+fn buckets(values: &[u64]) -> Vec<u8> {
+    let mut child = Command::new(&*PROGRAM)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -99,7 +99,8 @@ int disk_complete(unsigned long long *ctx)
 	__u32 operation, io_cell, device_cell;
 	struct series_key key = {};
 	struct bio *bio = rq->bio;
-	struct series series;
+	struct cgroup_subsys_state *css;
+	struct series_cells cells;
 	bool last;
 
 	/* Passthrough commands are the driver's own. The flush beneath an fsync has
@@ -117,18 +118,19 @@ int disk_complete(unsigned long long *ctx)
 		operation = DISK_OPERATION_FLUSH;
 	}
 
-	series_key_cgroup(&key, bio->bi_blkg->blkcg->css.cgroup);
+	css = &bio->bi_blkg->blkcg->css;
 	key.device = disk_device(rq);
 	if (error) {
+		series_key_cgroup(&key, css->cgroup);
 		disk_error(&key, operation, error);
 		return 0;
 	}
 
 	key.kind = DISK_KIND_IO;
 	key.detail = operation;
-	if (series_of(&key, operation == DISK_OPERATION_FLUSH ? 1 : 2, &series)) {
-		io_cell = series.histogram[0];
-		device_cell = series.histogram[1];
+	if (series_of(&key, css, operation == DISK_OPERATION_FLUSH ? 1 : 2, &cells)) {
+		io_cell = cells.histogram[0];
+		device_cell = cells.histogram[1];
 	} else {
 		counter_add(disk_counters + DISK_COUNTER_OVERFLOW, 1);
 		io_cell = disk_histograms + DISK_HISTOGRAM_OTHER_IO + operation;

@@ -171,6 +171,7 @@ static __always_inline __u64 tcp_end(struct sock *sk, bool slots)
 	return elapsed;
 }
 
+/* Names the workload of a key by the socket's cgroup. */
 static __always_inline void tcp_key_cgroup(struct series_key *key, struct sock *sk)
 {
 	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
@@ -184,27 +185,37 @@ static __always_inline void tcp_key_cgroup(struct series_key *key, struct sock *
 	}
 }
 
-static __always_inline void tcp_unmeasured(struct series_key *key, enum tcp_role role)
+static __always_inline void tcp_count(struct sock *sk, enum tcp_kind kind, __u32 detail, __u64 n,
+				      __u32 other)
 {
-	key->kind = TCP_KIND_UNMEASURED;
-	key->detail = role;
-	series_count(key, 1, tcp_counters + TCP_COUNTER_OTHER_UNMEASURED + role,
-		     tcp_counters + TCP_COUNTER_OVERFLOW);
+	struct series_key key = { .kind = kind, .detail = detail };
+
+	tcp_key_cgroup(&key, sk);
+	series_count(&key, n, tcp_counters + other, tcp_counters + TCP_COUNTER_OVERFLOW);
 }
 
-static __always_inline void tcp_handshake(struct series_key *key, enum tcp_role role, __u64 ns)
+static __always_inline void tcp_unmeasured(struct sock *sk, enum tcp_role role)
 {
-	struct series series;
-	__u32 cell;
+	tcp_count(sk, TCP_KIND_UNMEASURED, role, 1, TCP_COUNTER_OTHER_UNMEASURED + role);
+}
 
-	key->kind = TCP_KIND_HANDSHAKE;
-	key->detail = role;
-	if (series_of(key, 1, &series)) {
-		cell = series.histogram[0];
+static __always_inline void tcp_handshake(struct sock *sk, enum tcp_role role, __u64 ns)
+{
+	struct series_key key = { .kind = TCP_KIND_HANDSHAKE, .detail = role };
+	struct series_cells cells;
+	__u32 cell = tcp_histograms + role;
+	bool found;
+
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
+		found = series_of(&key, &sk->sk_cgrp_data.cgroup->self, 1, &cells);
 	} else {
-		counter_add(tcp_counters + TCP_COUNTER_OVERFLOW, 1);
-		cell = tcp_histograms + role;
+		tcp_key_cgroup(&key, sk);
+		found = series_of_index(&key, 1, 0, &cells);
 	}
+	if (found)
+		cell = cells.histogram[0];
+	else
+		counter_add(tcp_counters + TCP_COUNTER_OVERFLOW, 1);
 	histogram_add(cell, ns);
 }
 
@@ -236,51 +247,37 @@ static __always_inline enum tcp_reason tcp_reason(struct sock *sk, struct tcp_so
 static __always_inline void tcp_client(struct sock *sk, struct tcp_sock *tp, int newstate,
 				       __u64 elapsed)
 {
-	struct series_key key = {};
-
-	tcp_key_cgroup(&key, sk);
-	if (newstate == TCP_ESTABLISHED) {
-		if (elapsed)
-			tcp_handshake(&key, TCP_ROLE_CLIENT, elapsed);
-		else
-			tcp_unmeasured(&key, TCP_ROLE_CLIENT);
-	} else {
+	if (newstate != TCP_ESTABLISHED) {
 		enum tcp_reason reason = tcp_reason(sk, tp);
 
-		key.kind = TCP_KIND_FAILURE;
-		key.detail = reason;
-		series_count(&key, 1, tcp_counters + TCP_COUNTER_OTHER_FAILURE + reason,
-			     tcp_counters + TCP_COUNTER_OVERFLOW);
+		tcp_count(sk, TCP_KIND_FAILURE, reason, 1, TCP_COUNTER_OTHER_FAILURE + reason);
+	} else if (elapsed) {
+		tcp_handshake(sk, TCP_ROLE_CLIENT, elapsed);
+	} else {
+		tcp_unmeasured(sk, TCP_ROLE_CLIENT);
 	}
-	if (tp->total_retrans) {
-		key.kind = TCP_KIND_SYN_RETRANSMITS;
-		key.detail = 0;
-		series_count(&key, tp->total_retrans,
-			     tcp_counters + TCP_COUNTER_OTHER_SYN_RETRANSMITS,
-			     tcp_counters + TCP_COUNTER_OVERFLOW);
-	}
+	if (tp->total_retrans)
+		tcp_count(sk, TCP_KIND_SYN_RETRANSMITS, 0, tp->total_retrans,
+			  TCP_COUNTER_OTHER_SYN_RETRANSMITS);
 }
 
 /* The server's side: from the first SYN-ACK to its ACK. */
 static __always_inline void tcp_server(struct sock *sk, struct tcp_sock *tp)
 {
-	struct series_key key = {};
-
-	tcp_key_cgroup(&key, sk);
 	if (!tp->total_retrans) {
 		/* The kernel's own first sample of the round trip, an eighth of a us
 		 * a unit; none with SYN cookies, which keep no time of the SYN-ACK. */
 		if (tp->srtt_us) {
-			tcp_handshake(&key, TCP_ROLE_SERVER, (__u64)(tp->srtt_us >> 3) * 1000);
+			tcp_handshake(sk, TCP_ROLE_SERVER, (__u64)(tp->srtt_us >> 3) * 1000);
 			return;
 		}
 	} else if (bpf_core_field_exists(tp->total_rto_time) && tp->total_rto_time) {
 		/* Retransmitted: a sample would be ambiguous (Karn), but the kernel
 		 * notes the time since the first SYN-ACK, in ms. */
-		tcp_handshake(&key, TCP_ROLE_SERVER, (__u64)tp->total_rto_time * 1000000);
+		tcp_handshake(sk, TCP_ROLE_SERVER, (__u64)tp->total_rto_time * 1000000);
 		return;
 	}
-	tcp_unmeasured(&key, TCP_ROLE_SERVER);
+	tcp_unmeasured(sk, TCP_ROLE_SERVER);
 }
 
 static __always_inline void tcp_state(unsigned long long *ctx, bool slots)
