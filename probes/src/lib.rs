@@ -10,6 +10,8 @@ pub mod cgroup;
 mod disk;
 mod load;
 mod pool;
+#[cfg(test)]
+mod running_kernel;
 mod series;
 mod spec;
 mod tcp;

@@ -157,8 +157,15 @@ pub fn enable_run_stats() -> std::io::Result<OwnedFd> {
 /// # Errors
 /// When nothing can run: no BTF, no maps.
 pub fn attach(request: &Request) -> Result<(Kernel, Result<cgroup::Events, Status>), LoadError> {
+    attach_from(request, vec![0; request.probes.len()])
+}
+
+/// Attaches, beginning with a given variant of each probe's rung.
+pub(crate) fn attach_from(
+    request: &Request,
+    mut variants: Vec<usize>,
+) -> Result<(Kernel, Result<cgroup::Events, Status>), LoadError> {
     let layout = Layout::new(request)?;
-    let mut variants = vec![0; request.probes.len()];
     // Parsed here for the attach points; the loader has its own copy, gone before this one is
     // made, so that the peak is that of one.
     let (mut ebpf, btf, mut outcomes) = loop {

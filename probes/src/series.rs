@@ -253,74 +253,19 @@ impl Series {
 mod tests {
     use std::{
         collections::BTreeSet,
-        fs,
         net::{SocketAddr, TcpListener},
-        path::{Path, PathBuf},
-        sync::{
-            Mutex, PoisonError,
-            atomic::{AtomicUsize, Ordering},
-        },
+        sync::atomic::{AtomicUsize, Ordering},
         thread,
     };
 
     use socket2::{Domain, Socket, Type};
 
     use super::*;
-    use crate::{Histogram, Kernel, PROBES, Request, attach, wire::TCP_KIND_HANDSHAKE};
-
-    const SERIES_MAX: u16 = 1024;
-
-    /// A v2 cgroup with this process in it, gone on drop.
-    struct Cgroup(PathBuf, PathBuf);
-
-    impl Cgroup {
-        fn enter(name: &str) -> Self {
-            let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-                .into_iter()
-                .map(Path::new)
-                .find(|root| root.join("cgroup.controllers").exists())
-                .unwrap();
-            let path = root.join(format!("sentry-{}-{name}", std::process::id()));
-            fs::create_dir(&path).unwrap();
-            fs::write(path.join("cgroup.procs"), "0").unwrap();
-            Self(root.to_owned(), path)
-        }
-
-        fn id(&self) -> u64 {
-            std::os::unix::fs::MetadataExt::ino(&fs::metadata(&self.1).unwrap())
-        }
-    }
-
-    impl Drop for Cgroup {
-        fn drop(&mut self) {
-            fs::write(self.0.join("cgroup.procs"), "0").unwrap();
-            // Busy until the last thread of this round has left the kernel.
-            while let Err(error) = fs::remove_dir(&self.1) {
-                assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy);
-                thread::yield_now();
-            }
-        }
-    }
-
-    /// A process is in one cgroup at a time, whatever its threads do.
-    static PROCESS: Mutex<()> = Mutex::new(());
-
-    /// The probes in the kernel, or nothing where this process may not put them there.
-    fn kernel(test: &str) -> Option<Kernel> {
-        // SAFETY: takes nothing and cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
-            eprintln!("SKIPPED {test}: needs root");
-            return None;
-        }
-        let probes: Vec<_> = PROBES.iter().map(|probe| (*probe, None)).collect();
-        let request = Request {
-            probes: &probes,
-            series_max: SERIES_MAX,
-            io_hierarchy: 0,
-        };
-        let kernel = attach(&request).map_err(|error| error.to_string());
-        Some(kernel.unwrap().0)
-    }
+    use crate::{
+        Histogram, Kernel,
+        running_kernel::{Cgroup, SERIES_MAX, kernel, process},
+        wire::TCP_KIND_HANDSHAKE,
+    };
 
     fn connect(socket: &Socket, to: SocketAddr) {
         socket.connect(&to.into()).unwrap();
@@ -357,8 +302,8 @@ mod tests {
     #[test]
     fn racing_cpus_leak_no_cell() {
         const ROUNDS: usize = 300;
-        let _process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(mut kernel) = kernel("racing_cpus_leak_no_cell") else {
+        let _process = process();
+        let Some(mut kernel) = kernel("racing_cpus_leak_no_cell", 0) else {
             return;
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -421,8 +366,8 @@ mod tests {
     /// series goes on counting and is not made anew.
     #[test]
     fn programs_find_what_is_published() {
-        let _process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(mut kernel) = kernel("programs_find_what_is_published") else {
+        let _process = process();
+        let Some(mut kernel) = kernel("programs_find_what_is_published", 0) else {
             return;
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -463,7 +408,7 @@ mod tests {
 
     #[test]
     fn slots_take_what_fits_their_window() {
-        let Some(mut kernel) = kernel("slots_take_what_fits_their_window") else {
+        let Some(mut kernel) = kernel("slots_take_what_fits_their_window", 0) else {
             return;
         };
         let slots = &mut kernel.series.slots;

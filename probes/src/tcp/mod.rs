@@ -153,3 +153,129 @@ fn other(histograms: u16, counters: u16) -> Vec<Sample> {
     });
     samples
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, thread, time::Duration};
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+    use crate::{
+        Histogram, Kernel, PROBES,
+        running_kernel::{Cgroup, kernel, process},
+    };
+
+    /// What a cgroup's series hold by metric and label, histograms as their buckets.
+    fn values(kernel: &Kernel, cgroup_id: u64) -> Vec<(usize, &'static str, Vec<u64>)> {
+        let mut found = Vec::new();
+        let each = |key: SeriesKey, series: Series| {
+            if key.cgroup_id != cgroup_id || key.kind >> 4 != PROBES[0].number {
+                return;
+            }
+            for sample in samples(&key, series) {
+                let value = match sample.cell {
+                    Cell::Counter(cell) => vec![kernel.cells.counter(cell)],
+                    Cell::Histogram(cell) => {
+                        let mut histogram = Histogram::default();
+                        kernel.cells.read_histogram(cell, &mut histogram);
+                        histogram.buckets.map(u64::from).to_vec()
+                    }
+                };
+                let label = sample.labels.first().map_or("", |(_, value)| value);
+                found.push((sample.metric, label, value));
+            }
+        };
+        kernel.series.walk(each).unwrap();
+        found.sort();
+        found
+    }
+
+    fn listener(backlog: i32) -> (Socket, SocketAddr) {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(backlog).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        (listener, address)
+    }
+
+    /// A table by address serves kernels that lack what the slots need.
+    #[test]
+    fn the_hash_measures_as_the_slots_do() {
+        let _process = process();
+        for variant in 0..PROBES[0].rungs[0].variants.len() {
+            let Some(kernel) = kernel("the_hash_measures_as_the_slots_do", variant) else {
+                return;
+            };
+            let cgroup = Cgroup::enter(&format!("variant-{variant}"));
+            let (listener, to) = listener(16);
+            for _ in 0..100 {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.connect(&to.into()).unwrap();
+                drop(listener.accept().unwrap());
+            }
+            drop(listener);
+            for _ in 0..10 {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.connect(&to.into()).unwrap_err();
+            }
+            let counts: Vec<(usize, &str, u64)> = values(&kernel, cgroup.id())
+                .into_iter()
+                .map(|(metric, label, value)| (metric, label, value.iter().sum()))
+                .collect();
+            assert_eq!(
+                counts,
+                [
+                    (HANDSHAKE, "client", 100),
+                    (HANDSHAKE, "server", 100),
+                    (FAILURES, "refused", 10)
+                ],
+                "variant {variant}"
+            );
+        }
+    }
+
+    /// More connects at once than there are slots: the rest goes to socket storage, and none is
+    /// unmeasured. A listener with a full queue drops SYNs, so that they hang for a second.
+    #[test]
+    fn connects_beyond_the_slots_are_measured() {
+        const CONNECTS: u64 = 600;
+        let _process = process();
+        let Some(kernel) = kernel("connects_beyond_the_slots_are_measured", 0) else {
+            return;
+        };
+        let cgroup = Cgroup::enter("beyond");
+        let (listener, to) = listener(1);
+        let sockets: Vec<Socket> = (0..CONNECTS)
+            .map(|_| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let begun = socket.connect(&to.into()).unwrap_err();
+                assert_eq!(begun.raw_os_error(), Some(libc::EINPROGRESS));
+                socket
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(200));
+        listener.listen(4096).unwrap();
+        let accepted: Vec<_> = (0..CONNECTS).map(|_| listener.accept().unwrap()).collect();
+        assert!(sockets.iter().all(|socket| socket.peer_addr().is_ok()));
+        drop(accepted);
+
+        let values = values(&kernel, cgroup.id());
+        let [
+            (HANDSHAKE, "client", client),
+            (HANDSHAKE, "server", server),
+            rest @ ..,
+        ] = values.as_slice()
+        else {
+            panic!("{values:?}");
+        };
+        assert_eq!(client.iter().sum::<u64>(), CONNECTS);
+        assert_eq!(server.iter().sum::<u64>(), CONNECTS);
+        // A listener takes one more than its backlog; all others waited for a second SYN, which
+        // comes after a second.
+        assert_eq!(client[..72].iter().sum::<u64>(), 2);
+        assert_eq!(rest, [(SYN_RETRANSMITS, "", vec![CONNECTS - 2])]);
+    }
+}
