@@ -64,7 +64,7 @@ fn compile(out: &Path, folders: &[String], includes: &[String]) -> Result<(), St
     let source = include_all(out, "probes.bpf.c", "", folders, "probe.bpf.c")?;
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
     // v3 has 32-bit registers and jumps, which 5.10 runs; its atomics that return a
-    // value need 5.12, and no program uses one.
+    // value need 5.12, so a program with one has a variant without.
     let output = Command::new(&clang)
         .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror"])
         .args(includes)

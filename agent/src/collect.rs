@@ -484,15 +484,12 @@ impl Collector {
         Arc::clone(&self.statuses)
     }
 
-    /// Histograms and counters that the live series of a probe hold.
+    /// Histograms that the live series of a probe hold.
     pub(crate) fn series_in_use(&self, probe: usize) -> usize {
         self.series
             .values()
             .filter(|tracked| tracked.probe == probe && !matches!(tracked.life, Life::Retained(_)))
-            .map(|tracked| {
-                tracked.series.histograms().count()
-                    + usize::from(tracked.series.counter().is_some())
-            })
+            .map(|tracked| tracked.series.histograms().count())
             .sum()
     }
 

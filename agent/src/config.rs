@@ -434,7 +434,7 @@ fn parse_listen(value: &str) -> Result<SocketAddr, &'static str> {
 
 /// Takes only characters that neither a client escapes nor the router reads as a pattern.
 fn parse_telemetry_path(value: &str) -> Result<String, &'static str> {
-    let taken = ["/", "/healthz", "/readyz"].contains(&value) || value.starts_with("/api/");
+    let taken = ["/", "/healthz", "/readyz", "/api"].contains(&value) || value.starts_with("/api/");
     let plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
     let steps = value.split('/').any(|part| part == "." || part == "..");
     if value.starts_with('/')
@@ -447,7 +447,7 @@ fn parse_telemetry_path(value: &str) -> Result<String, &'static str> {
     } else {
         Err(
             "allowed: a path such as /metrics, of letters, digits and / - . _ ~, \
-             but not /, /healthz, /readyz or one below /api/",
+             but not /, /healthz, /readyz, /api or one below it",
         )
     }
 }
@@ -1195,21 +1195,21 @@ mod tests {
 
     #[test]
     fn telemetry_paths() {
-        for value in ["/m", "/a/b-c._~", "/metrics/", "/api", "/healthz/x"] {
+        for value in ["/m", "/a/b-c._~", "/metrics/", "/apis", "/healthz/x"] {
             assert_eq!(
                 agent(&format!("--web.telemetry-path {value}"), &[], None).telemetry_path,
                 value
             );
         }
         for value in [
-            "metrics", "/", "/healthz", "/readyz", "/api/v1", "/api/", "/a?b", "/a#b", "/{a}",
-            "/*a", "/:a", "/ä", "//a", "/a//b", "/./a", "/a/..", "/%41",
+            "metrics", "/", "/healthz", "/readyz", "/api", "/api/v1", "/api/", "/a?b", "/a#b",
+            "/{a}", "/*a", "/:a", "/ä", "//a", "/a//b", "/./a", "/a/..", "/%41",
         ] {
             assert_eq!(
                 flag_error(&format!("--web.telemetry-path {value}")),
                 format!(
                     "--web.telemetry-path: invalid value '{value}'; allowed: a path such as /metrics, of letters, \
-                     digits and / - . _ ~, but not /, /healthz, /readyz or one below /api/"
+                     digits and / - . _ ~, but not /, /healthz, /readyz, /api or one below it"
                 )
             );
         }

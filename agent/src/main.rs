@@ -243,8 +243,10 @@ async fn maintain(
 
 fn walk(cgroups: &Mutex<Cgroups>, mounts: &[Mount]) {
     for mount in mounts {
-        if let Err(error) = lock(cgroups).walk(mount) {
-            tracing::warn!(%error, "{} cannot be walked", mount.path.display());
+        let changes = lock(cgroups).changes();
+        match enrich::cgroup::walk(mount) {
+            Ok(found) => lock(cgroups).take_in(found, changes),
+            Err(error) => tracing::warn!(%error, "{} cannot be walked", mount.path.display()),
         }
     }
 }

@@ -13,6 +13,7 @@
 #include "kernel.h"
 #include "series.h"
 
+/* The kernel knows no name for "GPL or Apache-2.0"; of those it takes, this comes nearest. */
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Counts series inserted. While it stands still the index has nothing new, and a
@@ -173,7 +174,8 @@ static __always_inline bool series_of(struct series_key *key, struct cgroup_subs
 	hash = series_hash(words[0], words[1]);
 	first = series_first_slot(hash);
 
-#pragma unroll
+	/* Not unrolled: mostly the first slot is it, and cold code costs too. */
+#pragma clang loop unroll(disable)
 	for (int i = 0; i < SERIES_SLOT_WINDOW; i++) {
 		__u32 number = (first + i) & series_slots_mask;
 		volatile __u64 *slot = bpf_map_lookup_elem(&series_slots, &number);

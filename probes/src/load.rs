@@ -203,7 +203,7 @@ pub(crate) fn attach_from(
         Queue::try_from(take(&mut ebpf, "free_counters")?).map_err(object_error)?,
         Array::try_from(take(&mut ebpf, "series_slots")?).map_err(object_error)?,
         layout.inserts,
-        u32::from(request.series_max),
+        u32::from(request.series_max - layout.free_histograms),
     );
     series.fill(
         layout.free_histograms..request.series_max,
@@ -432,10 +432,20 @@ impl Programs {
     }
 
     fn attach_variant(&mut self, variant: &Variant) -> Outcome {
-        for (program, _) in variant.programs {
-            self.attach_program(program)?;
+        let before = self.attached.len();
+        let outcome = variant
+            .programs
+            .iter()
+            .try_for_each(|(program, _)| self.attach_program(program));
+        if outcome.is_err() {
+            // A part of a probe would count a part of the truth.
+            for name in self.attached.split_off(before) {
+                if let Ok(program) = tracepoint_program(&mut self.ebpf, name) {
+                    let _ = program.unload();
+                }
+            }
         }
-        Ok(())
+        outcome
     }
 
     fn attach_cgroups(&mut self, btf: &Btf) -> Result<cgroup::Events, Status> {

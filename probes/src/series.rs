@@ -37,7 +37,7 @@ pub struct SeriesTable {
     free_counters: Queue<MapData, u16>,
     slots: Slots,
     inserts: u16,
-    /// Most histograms that series can have at once.
+    /// Most histograms that series can have at once: the pool less the probes' own.
     pub limit: u32,
 }
 

@@ -4,7 +4,7 @@
 //! goes from then on. The walk is repeated only when an event was lost or an id is unknown.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -72,10 +72,47 @@ fn unescape(text: &str) -> String {
         .replace("\\134", "\\")
 }
 
+/// The id of every hierarchy's root.
+const ROOT_ID: u64 = 1;
+
 #[derive(Debug)]
 struct Node {
     parent_id: u64,
     name: Box<str>,
+    /// How many changes the trees had seen before it.
+    since: u64,
+}
+
+/// What a walk of a hierarchy found.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    hierarchy: u16,
+    found: HashMap<u64, (u64, Box<str>)>,
+}
+
+/// Reads a hierarchy from its folder. Takes milliseconds where there are thousands of cgroups, so
+/// nobody should wait for it.
+///
+/// # Errors
+/// When the root cannot be read. Folders that go meanwhile are no error.
+pub(crate) fn walk(mount: &Mount) -> io::Result<Walk> {
+    let root_id = fs::metadata(&mount.path)?.ino();
+    let mut found = HashMap::new();
+    found.insert(root_id, (0, mount.root.trim_matches('/').into()));
+    let mut folders = vec![(mount.path.clone(), root_id)];
+    while let Some((folder, parent_id)) = folders.pop() {
+        for (name, path) in children(&folder) {
+            let Ok(metadata) = fs::metadata(&path) else {
+                continue;
+            };
+            found.insert(metadata.ino(), (parent_id, name.into_boxed_str()));
+            folders.push((path, metadata.ino()));
+        }
+    }
+    Ok(Walk {
+        hierarchy: mount.hierarchy,
+        found,
+    })
 }
 
 /// The trees of all hierarchies that bear labels.
@@ -84,6 +121,7 @@ pub(crate) struct Cgroups {
     nodes: HashMap<Workload, Node>,
     removed: HashMap<Workload, Box<str>>,
     removed_order: VecDeque<Workload>,
+    changes: u64,
 }
 
 impl Cgroups {
@@ -96,10 +134,25 @@ impl Cgroups {
         match event.change {
             Change::Named { parent_id, name } => {
                 let name = name.into_boxed_str();
-                self.nodes.insert(workload, Node { parent_id, name });
+                self.name(workload, parent_id, name);
             }
             Change::Removed => self.remove(workload),
         }
+    }
+
+    /// How many changes the trees have seen: to be read before a walk.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    fn name(&mut self, workload: Workload, parent_id: u64, name: Box<str>) {
+        self.changes += 1;
+        let node = Node {
+            parent_id,
+            name,
+            since: self.changes,
+        };
+        self.nodes.insert(workload, node);
     }
 
     fn remove(&mut self, workload: Workload) {
@@ -129,6 +182,10 @@ impl Cgroups {
     }
 
     fn live_path(&self, workload: Workload) -> Option<String> {
+        // Even where no mount shows it.
+        if workload.cgroup_id == ROOT_ID {
+            return Some("/".to_owned());
+        }
         let mut names: Vec<&str> = Vec::new();
         let mut node = self.nodes.get(&workload)?;
         loop {
@@ -153,45 +210,31 @@ impl Cgroups {
         })
     }
 
-    /// Reads a hierarchy from its folder: adds what is new, and takes out what is gone.
-    ///
-    /// # Errors
-    /// When the root cannot be read. Folders that go meanwhile are no error.
-    pub(crate) fn walk(&mut self, mount: &Mount) -> io::Result<()> {
-        let mut seen = HashSet::new();
-        let root_id = fs::metadata(&mount.path)?.ino();
-        let mut node = |id: u64, parent_id: u64, name: &str| {
-            let workload = Workload {
-                hierarchy: mount.hierarchy,
-                cgroup_id: id,
-            };
-            seen.insert(workload);
-            self.nodes.entry(workload).or_insert_with(|| Node {
-                parent_id,
-                name: name.into(),
-            });
-        };
-        node(root_id, 0, mount.root.trim_matches('/'));
-        let mut folders = vec![(mount.path.clone(), root_id)];
-        while let Some((folder, parent_id)) = folders.pop() {
-            for (name, path) in children(&folder) {
-                let Ok(metadata) = fs::metadata(&path) else {
-                    continue;
-                };
-                node(metadata.ino(), parent_id, &name);
-                folders.push((path, metadata.ino()));
-            }
-        }
+    /// Takes in a walk that began when the trees had seen `changes`: adds what is new, and takes
+    /// out what is gone. What changed meanwhile is known better from its event.
+    pub(crate) fn take_in(&mut self, walk: Walk, changes: u64) {
         let gone: Vec<Workload> = self
             .nodes
-            .keys()
-            .filter(|workload| workload.hierarchy == mount.hierarchy && !seen.contains(workload))
-            .copied()
+            .iter()
+            .filter(|(workload, node)| {
+                workload.hierarchy == walk.hierarchy
+                    && node.since <= changes
+                    && !walk.found.contains_key(&workload.cgroup_id)
+            })
+            .map(|(workload, _)| *workload)
             .collect();
         for workload in gone {
             self.remove(workload);
         }
-        Ok(())
+        for (cgroup_id, (parent_id, name)) in walk.found {
+            let workload = Workload {
+                hierarchy: walk.hierarchy,
+                cgroup_id,
+            };
+            if !self.nodes.contains_key(&workload) && !self.is_gone(workload) {
+                self.name(workload, parent_id, name);
+            }
+        }
     }
 }
 
@@ -262,6 +305,7 @@ mod tests {
             Some("/kubepods/pod-a")
         );
         assert_eq!(cgroups.path(workload(7)), None);
+        assert_eq!(Cgroups::default().path(workload(1)).as_deref(), Some("/"));
     }
 
     #[test]
@@ -323,15 +367,26 @@ mod tests {
             root: "/".to_owned(),
         };
         let mut cgroups = Cgroups::default();
-        cgroups.walk(&mount).unwrap();
+        cgroups.take_in(walk(&mount).unwrap(), cgroups.changes());
         let (deep, other) = (id("a/b"), id("c"));
         assert_eq!(cgroups.path(deep).as_deref(), Some("/a/b"));
         assert_eq!(cgroups.nodes.len(), 4);
 
         fs::remove_dir(root.join("c")).unwrap();
-        cgroups.walk(&mount).unwrap();
+        let before = cgroups.changes();
+        let found = walk(&mount).unwrap();
+        // Made after the walk had passed it.
+        cgroups.apply(made(u64::MAX, 1, "young"));
+        cgroups.take_in(found, before);
         assert!(cgroups.is_gone(other));
         assert!(!cgroups.is_gone(deep));
+        assert!(!cgroups.is_gone(workload(u64::MAX)));
+
+        // Gone after the walk had seen it.
+        let found = walk(&mount).unwrap();
+        cgroups.apply(removed(deep.cgroup_id));
+        cgroups.take_in(found, cgroups.changes());
+        assert!(cgroups.is_gone(deep));
         fs::remove_dir_all(&root).unwrap();
     }
 

@@ -148,7 +148,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     },
     SelfMetric {
         name: "sentry_series",
-        help: "Series in use: histograms and counters of live workloads",
+        help: "Histograms in use by the series of live workloads",
         kind: Kind::Gauge,
         labels: PROBE,
         read: |reading| {
@@ -157,7 +157,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     },
     SelfMetric {
         name: "sentry_series_limit",
-        help: "Most histograms that all probes together can give to series; see --series.max",
+        help: "Most histograms that the series of all probes together can hold: --series.max less the probes' own",
         kind: Kind::Gauge,
         labels: PROBE,
         read: |reading| reading.by_probe(|_| Some(u64::from(reading.collector.series_limit()))),

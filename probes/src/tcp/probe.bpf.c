@@ -95,7 +95,19 @@ static __always_inline bool tcp_start_slot(struct sock *sk, __u64 now)
 	__u64 hash = tcp_slot_hash(sk);
 	__u64 time = now >> TCP_TIME_SHIFT & TCP_TIME_MASK;
 
-#pragma unroll
+	/* A connect whose end no program saw has left its slot taken. That was a socket at
+	 * this address, and it is gone: the slot is ours. */
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < TCP_SLOT_WINDOW; i++) {
+		__u64 head = tcp_slot_head(hash, i);
+		__u64 *slot = tcp_slot(hash, i);
+
+		if (slot && *slot && (*slot & ~TCP_TIME_MASK) == head) {
+			*slot = head | time;
+			return true;
+		}
+	}
+#pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < TCP_SLOT_WINDOW; i++) {
 		__u64 *slot = tcp_slot(hash, i);
 
@@ -111,7 +123,7 @@ static __always_inline __u64 tcp_end_slot(struct sock *sk, __u64 now)
 {
 	__u64 hash = tcp_slot_hash(sk);
 
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < TCP_SLOT_WINDOW; i++) {
 		__u64 *slot = tcp_slot(hash, i);
 		__u64 word;
