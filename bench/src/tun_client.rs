@@ -4,7 +4,7 @@ use crate::packet::{ACK, SYN, Segment};
 use crate::tun::{DelayArgs, Endpoint, Held, Tun, TunArgs};
 use crate::{Error, Result, print};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ pub struct TunClientArgs {
     /// Connects, all at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=50_000))]
     pub count: u16,
-    /// How long each SYN-ACK waits for its ACK.
+    /// How long each SYN-ACK waits for its ACK, from the SYN.
     #[command(flatten)]
     pub delay: DelayArgs,
 }
@@ -51,6 +51,7 @@ pub struct TunClientReport {
 #[derive(Debug, Default)]
 struct Clients {
     delay: DelayArgs,
+    asked: HashMap<u16, Instant>,
     answered: HashSet<Segment>,
     pending: Held,
     report: TunClientReport,
@@ -58,8 +59,9 @@ struct Clients {
 
 impl Clients {
     /// The SYN of a client.
-    fn syn(&mut self, from: SocketAddrV4, to: SocketAddrV4) -> Segment {
+    fn syn(&mut self, from: SocketAddrV4, to: SocketAddrV4, now: Instant) -> Segment {
         self.report.syns += 1;
+        self.asked.insert(from.port(), now);
         Segment {
             from,
             to,
@@ -82,8 +84,10 @@ impl Endpoint for Clients {
         }
         let delay = self.delay.of(self.report.syn_acks);
         self.report.syn_acks += 1;
+        // The kernel answers while it is handed the SYN, but its answer may be read late.
+        let answered = self.asked.get(&segment.to.port()).copied().unwrap_or(now);
         if let Some(ack) = segment.answer() {
-            self.pending.hold(now + delay, ack);
+            self.pending.hold(answered + delay, ack);
         }
         None
     }
@@ -116,6 +120,7 @@ pub fn run(args: &TunClientArgs) -> Result<TunClientReport> {
         let syn = clients.syn(
             SocketAddrV4::new(client, port),
             SocketAddrV4::new(address, args.port),
+            Instant::now(),
         );
         tun.send(&syn)?;
     }
@@ -167,10 +172,11 @@ mod tests {
             delay,
             ..Clients::default()
         };
-        let syn_ack = clients.syn(client, server).answer().unwrap();
         let start = Instant::now();
-        assert_eq!(clients.take(syn_ack, start), None);
-        assert_eq!(clients.take(syn_ack, start), None);
+        let syn_ack = clients.syn(client, server, start).answer().unwrap();
+        let read = start + Duration::from_millis(30);
+        assert_eq!(clients.take(syn_ack, read), None);
+        assert_eq!(clients.take(syn_ack, read), None);
         assert_eq!(clients.due(start + Duration::from_micros(69_999)), None);
         let ack = clients.due(start + Duration::from_millis(70)).unwrap();
         assert_eq!((ack.from, ack.to, ack.flags), (client, server, ACK));
@@ -191,7 +197,7 @@ mod tests {
     fn a_fin_is_answered_at_once() {
         let (client, server) = addresses();
         let mut clients = Clients::default();
-        let mut fin = clients.syn(client, server).answer().unwrap();
+        let mut fin = clients.syn(client, server, Instant::now()).answer().unwrap();
         fin.flags = FIN | ACK;
         let answer = clients.take(fin, Instant::now()).unwrap();
         assert_eq!(answer.flags, FIN | ACK);
