@@ -88,6 +88,20 @@ fn assert_overflow_is_other(scrape: &Exposition) {
     assert_eq!(overflow, counted.iter().sum::<u64>());
 }
 
+/// What may tell where a missing event has gone.
+fn doubts(scrape: &Exposition) -> String {
+    let unnamed: Vec<_> = scrape
+        .matching(CONNECTED.metric, &[])
+        .map(|sample| sample.labels["cgroup"].as_str())
+        .filter(|cgroup| cgroup.starts_with("unknown"))
+        .collect();
+    format!(
+        "{} cgroup events lost, {} unmeasured, without a name: {unnamed:?}",
+        scrape.count("sentry_events_lost_total", &[("probe", "cgroup")]),
+        scrape.count(COUNTERS[0], &[]),
+    )
+}
+
 fn churn(outer: &Cgroup, prefix: &str, count: u64, to: &str) -> String {
     let root = outer.path().display();
     format!("churn --v2-root {root} --prefix {prefix} --count {count} --to {to}")
@@ -147,7 +161,7 @@ fn fill(agent: &Agent, kind: Kind, to: &str) -> (usize, usize) {
     assert_all(&load::run(&args, &[]), kind.outcome, 300);
     let scrape = agent.scrape();
     let named = kind.named(&scrape, &outer);
-    assert!(named.values().all(|count| *count == 1), "{named:?}");
+    assert_eq!(named.values().max(), Some(&1));
     let other = kind.other(&scrape) - kind.other(&before);
     assert!(other > 0, "300 are not enough to fill all cells");
     assert_eq!(named.len() as u64 + other, 300);
@@ -171,8 +185,13 @@ fn a_thousand_short_lived_cgroups_are_all_named() {
     let churned = load::run(&churn(&outer, "c", 1000, &to), &[]);
     assert_all(&churned, "connected", 1000);
     let scrape = agent.scrape();
-    let expected: BTreeMap<_, _> = (0..1000).map(|number| (format!("c-{number}"), 1)).collect();
-    assert_eq!(CONNECTED.named(&scrape, &outer), expected);
+    let named = CONNECTED.named(&scrape, &outer);
+    let wrong: Vec<_> = (0..1000)
+        .map(|number| format!("c-{number}"))
+        .filter(|name| named.get(name) != Some(&1))
+        .collect();
+    assert_eq!(wrong, [""; 0], "{}", doubts(&scrape));
+    assert_eq!(named.len(), 1000);
     let server = [("cgroup", &*label(&server)), ("role", "server")];
     assert_eq!(scrape.count(CONNECTED.metric, &server), 1001);
     assert_eq!(scrape.of_cgroup("other"), [""; 0]);
@@ -195,10 +214,10 @@ fn the_ceiling_holds_and_cells_of_the_gone_are_given_out_again() {
         let (report, seen) = watch(&agent, &args, CONNECTED, &outer);
         assert_all(&report, "connected", count);
         // A cell that came with another's counts would show more.
-        assert!(seen.values().all(|count| *count == 1), "{seen:?}");
+        assert_eq!(seen.values().max(), Some(&1));
         let scrape = agent.scrape();
         let other = CONNECTED.other(&scrape) - before;
-        assert_eq!(seen.len() as u64 + other, count);
+        assert_eq!(seen.len() as u64 + other, count, "{}", doubts(&scrape));
         assert_overflow_is_other(&scrape);
         wait_until_forgotten(&agent, &outer);
         let bytes = agent.scrape().value("process_resident_memory_bytes", &[]);
@@ -238,7 +257,7 @@ fn two_cpus_that_meet_lose_no_cell_and_no_count() {
         assert_all(&report, kind.outcome, 1000);
         let other = kind.other(&agent.scrape()) - before;
         assert_eq!(seen.values().sum::<u64>() + other, 1000);
-        assert!(seen.values().all(|count| *count <= 2), "{seen:?}");
+        assert!(seen.values().all(|count| *count <= 2));
         println!(
             "{} of 500 named, median skew {} ns",
             seen.len(),

@@ -37,11 +37,16 @@ fn a_connect_storm_loses_no_count() {
     let connected = load::count(&storm, "connected");
     assert_eq!(load::count(&storm, "attempted"), connected);
     assert!(connected > 1000, "{storm}");
-    let expected = ["client", "server"].map(|role| {
-        format!("sentry_tcp_handshake_duration_seconds_count{{role={role}}} {connected}")
-    });
     assert_eq!(load::count(&storm, "accepted"), connected);
-    assert_eq!(after.of_cgroup(&label(&cgroup)), expected);
+    let label = label(&cgroup);
+    for role in ["client", "server"] {
+        let end = [("cgroup", label.as_str()), ("role", role)];
+        let counted = after.count("sentry_tcp_handshake_duration_seconds_count", &end);
+        assert_eq!(counted, connected, "{role}");
+        let unmeasured = after.count("sentry_tcp_handshakes_unmeasured_total", &end);
+        assert_eq!(unmeasured, 0, "{role}");
+    }
+    assert_eq!(recursion_misses(&agent), 0);
     agent.stop();
 }
 
