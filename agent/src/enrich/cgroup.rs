@@ -103,6 +103,10 @@ impl Cgroups {
     }
 
     fn remove(&mut self, workload: Workload) {
+        // A walk may have missed it already, ahead of its event, and kept its path.
+        if !self.nodes.contains_key(&workload) && self.is_gone(workload) {
+            return;
+        }
         let path = self.live_path(workload);
         self.nodes.remove(&workload);
         let path = path.unwrap_or_else(|| unknown(workload)).into_boxed_str();
@@ -291,6 +295,18 @@ mod tests {
             cgroups.path(workload(9)).as_deref(),
             Some("/kubepods/pod-a")
         );
+    }
+
+    #[test]
+    fn a_cgroup_removed_twice_keeps_its_path() {
+        let mut cgroups = tree();
+        cgroups.apply(removed(9));
+        cgroups.apply(removed(9));
+        assert_eq!(
+            cgroups.path(workload(9)).as_deref(),
+            Some("/kubepods/pod-a")
+        );
+        assert_eq!(cgroups.removed_order.len(), 1);
     }
 
     #[test]
