@@ -48,8 +48,8 @@ fn said_in(scrape: &Exposition, cgroup: &Cgroup, device: &LoopDevice) -> Vec<Str
 /// The same and so many fsyncs.
 fn moved_and_flushed(device: &LoopDevice, count: u64, flushes: u64) -> Vec<String> {
     let mut all = moved(device, "write", count, count * 4096);
-    let flushed = format!("{IO}{{device={},operation=flush}} {flushes}", name(device));
-    all.push(flushed);
+    let labels = format!("device={},operation=flush", name(device));
+    all.push(format!("{IO}{{{labels}}} {flushes}"));
     all.sort();
     all
 }

@@ -29,9 +29,9 @@ pub(crate) fn program() -> &'static Path {
                 "--profile",
                 profile,
             ];
-            let mut build = Command::new(cargo);
-            build.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
-            let built = output(build);
+            let mut command = Command::new(cargo);
+            command.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
+            let built = output(command);
             let stderr = String::from_utf8_lossy(&built.stderr);
             assert!(built.status.success(), "{stderr}");
         }

@@ -301,18 +301,32 @@ fn a_cgroup_made_again_goes_on_where_it_was() {
     turn!("a_cgroup_made_again_goes_on_where_it_was");
     let agent = Agent::start("--probes tcp --series.retention 2s");
     let outer = socket_cgroup("restart");
-    let folder = outer.path().join("service");
-    // As an init system restarts a service: another cgroup of the same name.
-    for times in [3, 4, 5] {
+    // As an init system restarts a service: each time another cgroup of the same name.
+    for _ in 0..5 {
         let args = churn(&outer, "service", 1, NOBODY);
-        for _ in 0..times {
-            assert_all(&load::run(&args, &[]), "refused", 1);
-        }
+        assert_all(&load::run(&args, &[]), "refused", 1);
     }
-    let label = format!("{}-0", label_of(&folder));
-    let scrape = agent.scrape();
-    let expected = ["sentry_tcp_connect_failures_total{reason=refused} 12"];
-    assert_eq!(scrape.of_cgroup(&label), expected);
+    let service = outer.path().join("service-0");
+    let label = label_of(&service);
+    let said = || agent.scrape().of_cgroup(&label);
+    assert_eq!(
+        said(),
+        ["sentry_tcp_connect_failures_total{reason=refused} 5"]
+    );
+
+    // The last one stays, and has what the others counted when they are forgotten.
+    fs::create_dir(&service).unwrap();
+    let mut connect = load::command(&format!("connect --to {NOBODY} --count 2"), &[]);
+    connect.arg("--cgroup").arg(&service);
+    assert_all(&load::report(connect), "refused", 2);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        assert_eq!(
+            said(),
+            ["sentry_tcp_connect_failures_total{reason=refused} 7"]
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
     agent.stop();
 }
 
