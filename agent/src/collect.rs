@@ -4,6 +4,7 @@
 //! only after the kernel side has inserted something.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -102,14 +103,32 @@ pub(crate) enum Value {
     Counter(u64),
 }
 
+impl Value {
+    fn add(&mut self, more: &Value) {
+        match (self, more) {
+            (Self::Histogram(totals), Self::Histogram(more)) => totals.add(more),
+            (Self::Counter(total), Self::Counter(more)) => *total += more,
+            // Samples of the same metric are of one kind.
+            _ => debug_assert!(false, "a histogram and a counter do not add up"),
+        }
+    }
+}
+
 /// Whose a series is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Labels {
     /// The cgroup's path.
     pub(crate) cgroup: String,
     /// The device's name, where the probe has devices.
     pub(crate) device: Option<String>,
 }
+
+/// A value as it is shown: its workload, its further labels, and what it has come to.
+pub(crate) type Shown<'a> = (
+    &'a Labels,
+    &'a [(&'static str, &'static str)],
+    Cow<'a, Value>,
+);
 
 /// A series and its values.
 #[derive(Debug)]
@@ -423,11 +442,6 @@ impl Collector {
 
     /// Drops series that have been gone for long, and the oldest when there are too many.
     fn forget(&mut self, now: Instant) {
-        let retention = self.retention;
-        self.series.retain(|_, tracked| match tracked.life {
-            Life::Retained(since) => now.duration_since(since) < retention,
-            _ => true,
-        });
         let mut retained: Vec<(Instant, SeriesKey)> = self
             .series
             .iter()
@@ -436,13 +450,49 @@ impl Collector {
                 _ => None,
             })
             .collect();
-        let surplus = retained.len().saturating_sub(self.retained_max);
-        if surplus > 0 {
-            retained.sort_unstable();
-            for (_, key) in &retained[..surplus] {
-                self.series.remove(key);
+        retained.sort_unstable();
+        let old =
+            retained.partition_point(|(since, _)| now.duration_since(*since) >= self.retention);
+        let surplus = (retained.len() - old).saturating_sub(self.retained_max);
+        self.evicted += surplus as u64;
+        let gone: Vec<(SeriesKey, Tracked)> = retained[..old + surplus]
+            .iter()
+            .filter_map(|(_, key)| self.series.remove_entry(key))
+            .collect();
+        if !gone.is_empty() {
+            self.bequeath(gone);
+        }
+    }
+
+    /// Adds the values of series that are dropped to those of another with the same labels: a
+    /// service that was started again has another cgroup of the same name, and its counters
+    /// must not fall.
+    fn bequeath(&mut self, gone: Vec<(SeriesKey, Tracked)>) {
+        fn name<'a>(key: &SeriesKey, tracked: &'a Tracked) -> (u8, u8, &'a Labels) {
+            (key.kind, key.detail, &tracked.labels)
+        }
+        let mut heirs: Vec<((u8, u8, &Labels), SeriesKey)> = self
+            .series
+            .iter()
+            .map(|(key, tracked)| (name(key, tracked), *key))
+            .collect();
+        heirs.sort_unstable();
+        let found: Vec<(SeriesKey, Tracked)> = gone
+            .into_iter()
+            .filter_map(|(key, tracked)| {
+                let wanted = name(&key, &tracked);
+                let place = heirs.partition_point(|(name, _)| *name < wanted);
+                let (_, heir) = heirs.get(place).filter(|(name, _)| *name == wanted)?;
+                Some((*heir, tracked))
+            })
+            .collect();
+        for (heir, tracked) in found {
+            let Some(heir) = self.series.get_mut(&heir) else {
+                continue;
+            };
+            for ((_, value), (_, more)) in heir.samples.iter_mut().zip(&tracked.samples) {
+                value.add(more);
             }
-            self.evicted += surplus as u64;
         }
     }
 
@@ -474,9 +524,29 @@ impl Collector {
         &self.probes
     }
 
-    /// All series that are shown.
-    pub(crate) fn series(&self) -> impl Iterator<Item = &Tracked> {
-        self.series.values()
+    /// What is shown of a probe's metric, each set of labels once, sorted by them. Cgroups of the
+    /// same name, one gone and one living, share theirs.
+    pub(crate) fn shown(&self, probe: usize, metric: usize) -> Vec<Shown<'_>> {
+        let mut samples: Vec<Shown<'_>> = self
+            .series
+            .values()
+            .filter(|tracked| tracked.probe == probe)
+            .flat_map(|tracked| {
+                let samples = tracked.samples.iter();
+                samples.map(|(sample, value)| (&tracked.labels, sample, value))
+            })
+            .filter(|(_, sample, _)| sample.metric == metric)
+            .map(|(labels, sample, value)| (labels, &*sample.labels, Cow::Borrowed(value)))
+            .collect();
+        samples.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
+        samples.dedup_by(|next, kept| {
+            let same = (next.0, next.1) == (kept.0, kept.1);
+            if same {
+                kept.2.to_mut().add(&next.2);
+            }
+            same
+        });
+        samples
     }
 
     /// The verdicts in the probes' order, for those who must not wait for a collection.

@@ -16,6 +16,8 @@ pub mod packet;
 pub mod race;
 pub mod sandbox;
 pub mod storm;
+pub mod tun;
+pub mod tun_client;
 pub mod tun_peer;
 
 use std::io::Write;

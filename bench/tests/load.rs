@@ -354,6 +354,33 @@ fn a_late_answer_is_one_answer_whatever_was_sent_again() {
 }
 
 #[test]
+fn a_client_ends_its_handshake_as_late_as_told() {
+    needs_root!("a_client_ends_its_handshake_as_late_as_told");
+    let netns = Netns::new("lag").unwrap();
+    let listener = Server::listen_in(&netns, "--addr 0.0.0.0");
+    let start = Instant::now();
+    let clients = Server::start(
+        netns.command(LOAD),
+        &format!(
+            "tun-client --name tun9 --addr 10.99.0.1/24 --port {} --count 5 --delay-ms 150",
+            listener.port()
+        ),
+    );
+    assert_eq!(clients.ready["syns"], 5);
+    while tcp_counter(&netns, "PassiveOpens") < 5 {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(start.elapsed() >= Duration::from_millis(150));
+    assert_eq!(tcp_counter(&netns, "InErrs"), 0, "checksums");
+    assert_eq!(listener.finish()["accepted"], 5);
+    assert_eq!(
+        clients.finish(),
+        serde_json::json!({"syns": 5, "syn_acks": 5, "retransmitted_syn_acks": 0, "acks": 5})
+    );
+}
+
+#[test]
 fn a_storm_loses_nothing() {
     let storm = load("storm --self --seconds 0.5 --threads 2 --pin-cpus");
     let connected = storm["connected"].as_u64().unwrap();

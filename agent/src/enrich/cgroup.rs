@@ -4,6 +4,7 @@
 //! goes from then on. The walk is repeated only when an event was lost or an id is unknown.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
     fs, io,
     os::unix::fs::MetadataExt,
@@ -50,19 +51,36 @@ pub(crate) fn mounts(mountinfo: &str, io_hierarchy: u16) -> Vec<Mount> {
             "cgroup" if blkio => io_hierarchy,
             _ => continue,
         };
-        // The same tree may be mounted often; the first mount that shows all of it is best.
+        // The same tree may be mounted often; the first mount that shows most of it is best.
         let mount = Mount {
             hierarchy,
             path: PathBuf::from(unescape(path)),
             root: unescape(root),
         };
         match mounts.iter_mut().find(|other| other.hierarchy == hierarchy) {
-            Some(other) if other.root != "/" && mount.root == "/" => *other = mount,
+            Some(other) if reach(&mount.root) > reach(&other.root) => *other = mount,
             Some(_) => {}
             None => mounts.push(mount),
         }
     }
     mounts
+}
+
+/// How much of a tree a mount of this root shows. In a cgroup namespace paths count from the
+/// namespace's root, and what lies above is written with `..`: `/../..` is higher up than `/`.
+fn reach(root: &str) -> (usize, Reverse<usize>) {
+    let above = root.split('/').filter(|name| *name == "..").count();
+    (above, Reverse(below_namespace(root).len()))
+}
+
+/// The root of a mount without the way up from the namespace's root. What is above that has no
+/// names in there; the highest is taken for the root of the hierarchy.
+fn below_namespace(root: &str) -> &str {
+    let mut root = root.trim_matches('/');
+    while let Some(rest) = root.strip_prefix("../") {
+        root = rest;
+    }
+    if root == ".." { "" } else { root }
 }
 
 /// mountinfo writes blanks and backslashes in octal.
@@ -98,7 +116,7 @@ pub(crate) struct Walk {
 pub(crate) fn walk(mount: &Mount) -> io::Result<Walk> {
     let root_id = fs::metadata(&mount.path)?.ino();
     let mut found = HashMap::new();
-    found.insert(root_id, (0, mount.root.trim_matches('/').into()));
+    found.insert(root_id, (0, below_namespace(&mount.root).into()));
     let mut folders = vec![(mount.path.clone(), root_id)];
     while let Some((folder, parent_id)) = folders.pop() {
         for (name, path) in children(&folder) {
@@ -156,6 +174,10 @@ impl Cgroups {
     }
 
     fn remove(&mut self, workload: Workload) {
+        // A walk may have missed it already, ahead of its event, and kept its path.
+        if !self.nodes.contains_key(&workload) && self.is_gone(workload) {
+            return;
+        }
         let path = self.live_path(workload);
         self.nodes.remove(&workload);
         let path = path.unwrap_or_else(|| unknown(workload)).into_boxed_str();
@@ -190,7 +212,7 @@ impl Cgroups {
         let mut node = self.nodes.get(&workload)?;
         loop {
             names.push(&node.name);
-            if node.parent_id == 0 {
+            if matches!(node.parent_id, 0 | ROOT_ID) {
                 break;
             }
             node = self.nodes.get(&Workload {
@@ -338,6 +360,18 @@ mod tests {
     }
 
     #[test]
+    fn a_cgroup_removed_twice_keeps_its_path() {
+        let mut cgroups = tree();
+        cgroups.apply(removed(9));
+        cgroups.apply(removed(9));
+        assert_eq!(
+            cgroups.path(workload(9)).as_deref(),
+            Some("/kubepods/pod-a")
+        );
+        assert_eq!(cgroups.removed_order.len(), 1);
+    }
+
+    #[test]
     fn the_paths_of_removed_cgroups_are_bounded() {
         let mut cgroups = tree();
         let count = REMOVED_MAX as u64 + 10;
@@ -415,5 +449,24 @@ mod tests {
                 },
             ]
         );
+    }
+
+    #[test]
+    fn in_a_cgroup_namespace_the_highest_mount_is_best() {
+        let text = "\
+41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw
+42 31 0:38 /../.. /host/sys/fs/cgroup rw - cgroup2 cgroup2 rw
+43 31 0:38 /.. /elsewhere rw - cgroup2 cgroup2 rw
+";
+        let expected = Mount {
+            hierarchy: 0,
+            path: "/host/sys/fs/cgroup".into(),
+            root: "/../..".to_owned(),
+        };
+        assert_eq!(mounts(text, 0), [expected]);
+        assert_eq!(below_namespace("/../.."), "");
+        assert_eq!(below_namespace("/../part/of"), "part/of");
+        assert_eq!(below_namespace("/"), "");
+        assert_eq!(below_namespace("/..x"), "..x");
     }
 }

@@ -99,21 +99,12 @@ impl Source {
                 let others = probe
                     .other
                     .iter()
-                    .filter(|(_, value)| !value.is_zero())
-                    .map(|sample| (&other, sample));
-                let samples = collector
-                    .series()
-                    .filter(|tracked| tracked.probe == index)
-                    .flat_map(|tracked| {
-                        tracked
-                            .samples
-                            .iter()
-                            .map(move |sample| (&tracked.labels, sample))
-                    })
-                    .chain(others)
-                    .filter(|(_, (sample, _))| sample.metric == number);
-                for (labels, (sample, value)) in samples {
-                    self.encode_value(&mut encoder, labels, &sample.labels, value)?;
+                    .filter(|(sample, value)| sample.metric == number && !value.is_zero());
+                for (labels, own, value) in collector.shown(index, number) {
+                    self.encode_value(&mut encoder, labels, own, &value)?;
+                }
+                for (sample, value) in others {
+                    self.encode_value(&mut encoder, &other, &sample.labels, value)?;
                 }
             }
         }

@@ -2,7 +2,8 @@
 
 use clap::Parser;
 use sentry_bench::{
-    Result, cgroup, churn, connect, disk, interleave, listen, print, race, storm, tun_peer,
+    Result, cgroup, churn, connect, disk, interleave, listen, print, race, storm, tun_client,
+    tun_peer,
 };
 use std::process::ExitCode;
 
@@ -29,6 +30,9 @@ enum Load {
     Race(race::RaceArgs),
     /// Answer SYNs late, behind a TUN interface, until standard input closes; a line comes first when it is up
     TunPeer(tun_peer::TunPeerArgs),
+    /// Connect from behind a TUN interface and end the handshakes late, until standard input closes; a line comes first
+    /// when the SYNs are sent
+    TunClient(tun_client::TunClientArgs),
 }
 
 fn main() -> ExitCode {
@@ -69,5 +73,6 @@ fn run(load: &Load) -> Result<()> {
         Load::Churn(args) => print(&churn::run(args)?),
         Load::Race(args) => print(&race::run(args)?),
         Load::TunPeer(args) => print(&tun_peer::run(args)?),
+        Load::TunClient(args) => print(&tun_client::run(args)?),
     }
 }

@@ -1,0 +1,24 @@
+//! The agent on the running kernel, from outside: real events, and the exact numbers that `/metrics` must show.
+//!
+//! Other processes of the host connect and write as well, so a test looks at cgroups of its own. The tests share one
+//! kernel and take turns.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(
+    clippy::float_cmp,
+    reason = "counts are whole numbers, however written"
+)]
+
+mod agent;
+mod bystander;
+mod config;
+mod disk;
+mod exposition;
+mod host;
+mod http;
+mod lifecycle;
+mod load;
+mod prometheus;
+mod series;
+mod storm;
+mod tcp;
