@@ -554,12 +554,13 @@ impl Collector {
         Arc::clone(&self.statuses)
     }
 
-    /// Histograms that the live series of a probe hold.
+    /// Histograms and counters that the live series of a probe hold.
     pub(crate) fn series_in_use(&self, probe: usize) -> usize {
         self.series
             .values()
             .filter(|tracked| tracked.probe == probe && !matches!(tracked.life, Life::Retained(_)))
-            .map(|tracked| tracked.series.histograms().count())
+            .map(|tracked| &tracked.series)
+            .map(|series| series.histograms().count() + usize::from(series.counter().is_some()))
             .sum()
     }
 

@@ -203,7 +203,7 @@ pub(crate) fn attach_from(
         Queue::try_from(take(&mut ebpf, "free_counters")?).map_err(object_error)?,
         Array::try_from(take(&mut ebpf, "series_slots")?).map_err(object_error)?,
         layout.inserts,
-        u32::from(request.series_max - layout.free_histograms),
+        u32::from(request.series_max),
     );
     series.fill(
         layout.free_histograms..request.series_max,

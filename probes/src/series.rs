@@ -37,7 +37,7 @@ pub struct SeriesTable {
     free_counters: Queue<MapData, u16>,
     slots: Slots,
     inserts: u16,
-    /// Most histograms that series can have at once: the pool less the probes' own.
+    /// Histograms in the pool, the probes' own included. There are as many counters beside them.
     pub limit: u32,
 }
 

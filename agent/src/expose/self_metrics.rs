@@ -148,7 +148,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     },
     SelfMetric {
         name: "sentry_series",
-        help: "Histograms in use by the series of live workloads",
+        help: "Series in use: histograms and counters of live workloads",
         kind: Kind::Gauge,
         labels: PROBE,
         read: |reading| {
@@ -157,7 +157,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     },
     SelfMetric {
         name: "sentry_series_limit",
-        help: "Most histograms that the series of all probes together can hold: --series.max less the probes' own",
+        help: "Most histograms that all probes together have for series, a few of their own included: --series.max; there are as many counters beside them",
         kind: Kind::Gauge,
         labels: PROBE,
         read: |reading| reading.by_probe(|_| Some(u64::from(reading.collector.series_limit()))),
