@@ -2,6 +2,7 @@
 //! them.
 
 use crate::agent::Agent;
+use crate::bystander::Bystanders;
 use crate::exposition::{Exposition, Histogram, as_f64};
 use crate::host::{label, output, socket_cgroup, turn, wait_for};
 use crate::load::{self, Server, assert_all};
@@ -394,16 +395,19 @@ fn what_an_interrupted_program_misses_is_counted_and_harms_nothing() {
     let args = "connect --to 10.99.0.2:80 --threads 32 --count 1000 --rst --measure";
     connect.args(args.split_whitespace());
     connect.arg("--cgroup").arg(client.path());
+    let bystanders = Bystanders::of_port(80);
     let connects = load::report(connect);
     assert_all(&connects, "connected", 32_000);
+    let bystanders = bystanders.count();
     let measured = seconds(&connects["durations_ns"]);
 
     let scrape = agent.scrape();
     let histogram = scrape.histogram(HANDSHAKES, &[("cgroup", &label(&client))]);
     let lost = scrape.count("sentry_events_lost_total", &[("probe", "tcp")]);
+    // Where its start was missed, a handshake is counted and no more.
     let missing = 32_000 - histogram.count;
-    println!("{missing} of 32000 missing, {lost} events lost");
-    assert!(missing <= lost, "{missing} missing, {lost} lost");
+    println!("{missing} of 32000 missing, {lost} events lost, {bystanders} bystanders");
+    assert!(missing <= lost + bystanders);
     let longest = measured.iter().copied().fold(0.0, f64::max);
     for (lower, upper, events) in histogram.filled() {
         assert!(
