@@ -1,8 +1,9 @@
-//! Block requests whose completion interrupted a process that has nothing to do with them.
+//! Events that interrupted a process that has nothing to do with them.
 //!
-//! Completions run in softirq, on top of whatever the CPU was doing. The kernels of some sandboxes run no eBPF program
-//! on top of the processes that they hide from their guest, so no agent can hear of what completes there, a few in a
-//! hundred thousand. Only an event that tracefs saw on top of a bystander is ever forgiven; elsewhere none is missing.
+//! Requests complete and packets arrive in softirq, on top of whatever the CPU was doing. The kernels of some sandboxes
+//! run no eBPF program on top of the processes that they hide from their guest, so no agent can hear of what happens
+//! there, a few in a hundred thousand. Only an event that tracefs saw on top of a bystander is ever forgiven; elsewhere
+//! none is missing.
 
 use sentry_bench::sandbox::LoopDevice;
 use std::fs;
@@ -11,30 +12,41 @@ use std::path::{Path, PathBuf};
 /// Attempts that may each be spoilt by a bystander.
 const ATTEMPTS: usize = 10;
 
-/// Watches a device through a tracing instance of its own. Sees nothing where tracefs is not mounted.
+/// Watches an event through a tracing instance of its own. Sees nothing where tracefs is not mounted.
 pub(crate) struct Bystanders(Option<PathBuf>);
 
 impl Bystanders {
-    pub(crate) fn watch(device: &LoopDevice) -> Self {
+    /// Watches the completions of a device.
+    pub(crate) fn of_device(device: &LoopDevice) -> Self {
+        let (major, minor) = device.number().unwrap();
+        let number = major << 20 | minor;
+        Self::watch("block/block_rq_complete", &format!("dev == {number}"))
+    }
+
+    /// Watches the handshakes of clients with a port.
+    pub(crate) fn of_port(port: u16) -> Self {
+        let filter = format!("dport == {port} && newstate == 1");
+        Self::watch("sock/inet_sock_set_state", &filter)
+    }
+
+    fn watch(event: &str, filter: &str) -> Self {
         let name = format!("sentry-{}", std::process::id());
         let instance = Path::new("/sys/kernel/tracing/instances").join(name);
         if fs::create_dir(&instance).is_err() {
             return Self(None);
         }
         let watch = Self(Some(instance.clone()));
-        let (major, minor) = device.number().unwrap();
-        // Those who complete requests by trade, the idle CPU, and the load itself.
+        // Those who handle events by trade, the idle CPU, and the load itself.
         let expected = ["ksoftirqd*", "kworker*", "swapper*", "load"]
             .map(|name| format!(" && !(COMM ~ \"{name}\")"))
             .concat();
-        let event = instance.join("events/block/block_rq_complete");
-        let filter = format!("dev == {}{expected}", major << 20 | minor);
-        fs::write(event.join("filter"), filter).unwrap();
+        let event = instance.join("events").join(event);
+        fs::write(event.join("filter"), format!("{filter}{expected}")).unwrap();
         fs::write(event.join("enable"), "1").unwrap();
         watch
     }
 
-    /// Completions that interrupted a bystander so far.
+    /// Events that interrupted a bystander so far.
     pub(crate) fn count(&self) -> u64 {
         let Some(instance) = &self.0 else {
             return 0;
@@ -66,7 +78,7 @@ pub(crate) fn undisturbed<T: PartialEq + std::fmt::Debug>(
     mut attempt: impl FnMut() -> (T, T),
 ) {
     for _ in 0..ATTEMPTS {
-        let bystanders = Bystanders::watch(device);
+        let bystanders = Bystanders::of_device(device);
         let (found, expected) = attempt();
         if found == expected {
             return;

@@ -1,34 +1,34 @@
 //! What `/metrics` and its neighbours answer: both formats, whole and correct, and no `bpf()` call for it.
 
 use crate::agent::Agent;
-use crate::exposition::{Exposition, Format};
-use crate::host::{Folder, output, socket_cgroup, turn, wait_for};
+use crate::exposition::{Exposition, Format, Histogram};
+use crate::host::{Folder, label, output, socket_cgroup, turn, wait_for};
 use crate::load;
 use flate2::read::GzDecoder;
-use sentry_bench::sandbox::LoopDevice;
+use sentry_bench::sandbox::{Cgroup, LoopDevice};
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// An agent that has something to show of every metric that comes by itself.
-fn busy_agent(flags: &str) -> Agent {
-    let agent = Agent::start(flags);
-    load::run("storm --self --seconds 0.2", &[]);
-    load::run("connect --to 127.0.0.1:1 --count 2", &[]);
+/// An agent that has something to show of every metric that comes by itself, and the cgroup of the sockets behind it.
+fn busy_agent(flags: &str) -> (Agent, Cgroup) {
+    let (agent, cgroup) = (Agent::start(flags), socket_cgroup("busy"));
+    load::run("storm --self --seconds 0.2", &[&cgroup]);
+    load::run("connect --to 127.0.0.1:1 --count 2", &[&cgroup]);
     let device = LoopDevice::new(1 << 20).unwrap();
     let args = format!(
         "write --file {} --count 5 --direct --fsync-each",
         device.path().display()
     );
     load::run(&args, &[]);
-    agent
+    (agent, cgroup)
 }
 
 #[test]
 fn both_formats_say_the_same() {
     turn!("both_formats_say_the_same");
-    let agent = busy_agent("");
+    let (agent, cgroup) = busy_agent("");
     let text = agent.get("/metrics", &["Accept: text/plain"]);
     assert_eq!(
         text.header("content-type"),
@@ -54,13 +54,16 @@ fn both_formats_say_the_same() {
             .collect()
     };
     assert_eq!(names(&text), names(&open));
-    for metric in [
-        "sentry_tcp_connect_failures_total",
-        "sentry_disk_bytes_total",
-    ] {
-        let of = |exposition: &Exposition| exposition.count(metric, &[]);
-        assert!(of(&text) > 0, "{metric}");
-        assert_eq!(of(&text), of(&open), "{metric}");
+    let said = text.of_cgroup(&label(&cgroup));
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert_eq!(said, open.of_cgroup(&label(&cgroup)));
+    for role in ["client", "server"] {
+        let of = |exposition: &Exposition| -> Histogram {
+            let labels = [("cgroup", &*label(&cgroup)), ("role", role)];
+            let name = "sentry_tcp_handshake_duration_seconds";
+            exposition.histogram(name, &labels).clone()
+        };
+        assert_eq!(of(&text), of(&open), "{role}");
     }
     agent.stop();
 }
@@ -68,7 +71,7 @@ fn both_formats_say_the_same() {
 #[test]
 fn the_contract_is_kept() {
     turn!("the_contract_is_kept");
-    let agent = busy_agent("--bpf.stats");
+    let (agent, _cgroup) = busy_agent("--bpf.stats");
     let scrape = agent.scrape();
     for (name, kind) in [
         ("sentry_tcp_handshake_duration_seconds", "histogram"),
@@ -146,7 +149,7 @@ fn the_contract_is_kept() {
 #[test]
 fn promtool_finds_nothing_to_complain_of() {
     turn!("promtool_finds_nothing_to_complain_of");
-    let agent = busy_agent("--bpf.stats");
+    let (agent, _cgroup) = busy_agent("--bpf.stats");
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -168,7 +171,7 @@ fn promtool_finds_nothing_to_complain_of() {
 #[test]
 fn gzip_where_it_is_asked_for() {
     turn!("gzip_where_it_is_asked_for");
-    let agent = busy_agent("");
+    let (agent, _cgroup) = busy_agent("");
     let plain = agent.get("/metrics", &[]);
     assert_eq!(plain.header("content-encoding"), None);
     let zipped = agent.get("/metrics", &["Accept-Encoding: gzip"]);

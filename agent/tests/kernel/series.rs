@@ -207,7 +207,7 @@ fn the_ceiling_holds_and_cells_of_the_gone_are_given_out_again() {
     let (_listener, to) = listener(&agent, &server);
     assert_eq!(fill(&agent, CONNECTED, &to).0, DEFAULT_ROOM);
     let mut resident = Vec::new();
-    for (round, count) in [1000, 1000, 500, 500, 500].into_iter().enumerate() {
+    for (round, count) in [1000, 1000, 300, 300, 300].into_iter().enumerate() {
         let outer = socket_cgroup("churn");
         let before = CONNECTED.other(&agent.scrape());
         let args = churn(&outer, &format!("round{round}"), count, &to);
@@ -250,16 +250,16 @@ fn two_cpus_that_meet_lose_no_cell_and_no_count() {
         let outer = socket_cgroup("race");
         let before = kind.other(&agent.scrape());
         let args = format!(
-            "race --v2-root {} --prefix r --rounds 500 --cpus 0,1 --to {to}",
+            "race --v2-root {} --prefix r --rounds 300 --cpus 0,1 --to {to}",
             outer.path().display()
         );
         let (report, seen) = watch(&agent, &args, kind, &outer);
-        assert_all(&report, kind.outcome, 1000);
+        assert_all(&report, kind.outcome, 600);
         let other = kind.other(&agent.scrape()) - before;
-        assert_eq!(seen.values().sum::<u64>() + other, 1000);
+        assert_eq!(seen.values().sum::<u64>() + other, 600);
         assert!(seen.values().all(|count| *count <= 2));
         println!(
-            "{} of 500 named, median skew {} ns",
+            "{} of 300 named, median skew {} ns",
             seen.len(),
             report["median_skew_ns"]
         );

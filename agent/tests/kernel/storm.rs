@@ -56,7 +56,7 @@ fn a_storm_of_reads_loses_no_count() {
     let _io = IoController::on();
     let agent = Agent::start("");
     let (device, cgroup) = (LoopDevice::new(64 << 20).unwrap(), disk_cgroup("storm"));
-    let bystanders = Bystanders::watch(&device);
+    let bystanders = Bystanders::of_device(&device);
     let (start, before) = (Instant::now(), agent.scrape());
     let args = format!(
         "read --file {} --direct --random --size 4096 --seconds {}",

@@ -2,8 +2,9 @@
 //! them.
 
 use crate::agent::Agent;
+use crate::bystander::Bystanders;
 use crate::exposition::{Exposition, Histogram, as_f64};
-use crate::host::{label, socket_cgroup, turn, wait_for};
+use crate::host::{label, output, socket_cgroup, turn, wait_for};
 use crate::load::{self, Server, assert_all};
 use sentry_bench::sandbox::{Cgroup, Netns};
 use serde_json::Value;
@@ -65,8 +66,8 @@ fn peer(netns: &Netns, args: &str) -> Server {
 
 /// What a namespace's kernel counted as retransmitted.
 fn retransmitted_segments(netns: &Netns) -> u64 {
-    let output = netns.command("cat").arg("/proc/net/snmp").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    let listed = netns.command("cat").arg("/proc/net/snmp").output().unwrap();
+    let text = String::from_utf8(listed.stdout).unwrap();
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
     let mut columns = names.split(' ').zip(values.split(' '));
@@ -185,8 +186,8 @@ fn a_connect_given_up_or_killed_is_aborted() {
     let args = "connect --to 10.99.0.3:80";
     let mut killed = load::command_in(&netns, args, &[&client]).spawn().unwrap();
     wait_for("SYN", Duration::from_secs(10), || {
-        let output = netns.command("ss").args(["-Htan"]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
+        let listed = netns.command("ss").args(["-Htan"]).output().unwrap();
+        let text = String::from_utf8(listed.stdout).unwrap();
         text.contains("10.99.0.3:80").then_some(())
     });
     killed.kill().unwrap();
@@ -356,6 +357,68 @@ fn a_connect_older_than_the_agent_is_unmeasured() {
     assert_said(&connects.scrape(), &client, &said);
     drop(peer);
     connects.stop();
+}
+
+#[test]
+fn more_pending_connects_than_slots_are_all_measured() {
+    turn!("more_pending_connects_than_slots_are_all_measured");
+    let (agent, client) = agent_and_cgroup();
+    let netns = Netns::new("pending").unwrap();
+    let peer = peer(&netns, "--delay-ms 900");
+    // The kernel side has 256 slots for start times, and another place for what finds none.
+    let args = "connect --to 10.99.0.2:80 --threads 400";
+    assert_all(&load::run_in(&netns, args, &[&client]), "connected", 400);
+    let scrape = agent.scrape();
+    let label = label(&client);
+    let labels = [("cgroup", label.as_str())];
+    assert_durations(scrape.histogram(HANDSHAKES, &labels), 400, 0.9);
+    let untracked = scrape.value("sentry_connections_untracked_total", &[("probe", "tcp")]);
+    assert_eq!(untracked, 0.0);
+    drop(peer);
+    agent.stop();
+}
+
+#[test]
+fn what_an_interrupted_program_misses_is_counted_and_harms_nothing() {
+    turn!("what_an_interrupted_program_misses_is_counted_and_harms_nothing");
+    let (agent, client) = agent_and_cgroup();
+    let netns = Netns::new("interrupts").unwrap();
+    let peer = peer(&netns, "");
+    // Packets from the interface go to the CPU on which all connects run, and so come in the midst of them.
+    let mut steer = netns.command("unshare");
+    let queue = "/sys/class/net/tun9/queues/rx-0/rps_cpus";
+    let script = "mount -t sysfs sysfs /sys && echo 1 >\"$0\"";
+    steer.args(["--mount", "sh", "-c", script, queue]);
+    assert!(output(steer).status.success());
+    let mut connect = netns.command("taskset");
+    connect.args(["--cpu-list", "0"]).arg(load::program());
+    let args = "connect --to 10.99.0.2:80 --threads 32 --count 1000 --rst --measure";
+    connect.args(args.split_whitespace());
+    connect.arg("--cgroup").arg(client.path());
+    let bystanders = Bystanders::of_port(80);
+    let connects = load::report(connect);
+    assert_all(&connects, "connected", 32_000);
+    let bystanders = bystanders.count();
+    let measured = seconds(&connects["durations_ns"]);
+
+    let scrape = agent.scrape();
+    let histogram = scrape.histogram(HANDSHAKES, &[("cgroup", &label(&client))]);
+    let lost = scrape.count("sentry_events_lost_total", &[("probe", "tcp")]);
+    // Where its start was missed, a handshake is counted and no more.
+    let missing = 32_000 - histogram.count;
+    println!("{missing} of 32000 missing, {lost} events lost, {bystanders} bystanders");
+    assert!(missing <= lost + bystanders);
+    let longest = measured.iter().copied().fold(0.0, f64::max);
+    for (lower, upper, events) in histogram.filled() {
+        assert!(
+            lower < longest,
+            "{events} in ({lower}, {upper}] s, and no client waited longer than {longest} s"
+        );
+    }
+    let all: f64 = measured.iter().sum();
+    assert!(histogram.sum < all, "{} s of {all} s", histogram.sum);
+    drop(peer);
+    agent.stop();
 }
 
 #[test]
