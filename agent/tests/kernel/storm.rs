@@ -26,6 +26,8 @@ fn print_cost(what: &str, before: &Exposition, after: &Exposition, wall_seconds:
 #[test]
 fn a_connect_storm_loses_no_count() {
     turn!("a_connect_storm_loses_no_count");
+    // Built before the clock runs.
+    load::program();
     let agent = Agent::start("");
     let cgroup = socket_cgroup("storm");
     let (start, before) = (Instant::now(), agent.scrape());
@@ -54,6 +56,7 @@ fn a_connect_storm_loses_no_count() {
 fn a_storm_of_reads_loses_no_count() {
     turn!("a_storm_of_reads_loses_no_count");
     let _io = IoController::on();
+    load::program();
     let agent = Agent::start("");
     let (device, cgroup) = (LoopDevice::new(64 << 20).unwrap(), disk_cgroup("storm"));
     let bystanders = Bystanders::of_device(&device);
