@@ -1,6 +1,6 @@
 //! `sentry check`: what this kernel allows, found out by attaching for a moment.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fs, io, path::Path, process::ExitCode};
 
 use probes::{LoadError, Reason, Status, Verdict};
 use serde::Serialize;
@@ -139,10 +139,7 @@ fn host(config: &Config) -> Vec<Fact> {
                 format!("missing ({})", btf.display())
             },
         ),
-        fact(
-            "lockdown",
-            read(&lockdown).unwrap_or_else(|_| "not active".to_owned()),
-        ),
+        fact("lockdown", lockdown_mode(&lockdown)),
         fact(
             "privileges",
             privileges(&proc("self/status").unwrap_or_default()),
@@ -153,6 +150,25 @@ fn host(config: &Config) -> Vec<Fact> {
             cgroup_mode(&mountinfo, proc("cgroups").ok().as_deref()),
         ),
     ]
+}
+
+/// The mode in brackets is the one in force. Without the module there is no file, in a securityfs
+/// that has others; without securityfs nobody can tell.
+fn lockdown_mode(path: &Path) -> String {
+    match fs::read_to_string(path) {
+        Ok(text) => text.trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let others = path
+                .parent()
+                .and_then(|folder| fs::read_dir(folder).ok()?.next());
+            if others.is_some() {
+                "not built in".to_owned()
+            } else {
+                "unknown: securityfs is not mounted".to_owned()
+            }
+        }
+        Err(error) => format!("unknown ({}: {error})", path.display()),
+    }
 }
 
 fn privileges(status: &str) -> String {

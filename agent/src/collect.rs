@@ -137,6 +137,8 @@ pub(crate) struct Tracked {
     pub(crate) labels: Labels,
     pub(crate) samples: Vec<(Sample, Value)>,
     series: Series,
+    /// Whether the device had a name; one that never had cannot be missed.
+    device_known: bool,
     life: Life,
 }
 
@@ -219,6 +221,8 @@ pub(crate) struct Collector {
     inserts: u64,
     probes: Vec<Probe>,
     series: BTreeMap<SeriesKey, Tracked>,
+    /// Cells that rest though their series lives, on others.
+    resting: Vec<(Instant, Series)>,
     cgroups: Arc<Mutex<Cgroups>>,
     devices: Devices,
     devices_checked: Instant,
@@ -259,12 +263,12 @@ pub(crate) struct Probe {
 }
 
 /// What a collection found to be done.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// Series wait for their cells to be freed: collect again soon.
     pub(crate) unfinished: bool,
-    /// A cgroup has no name: walk cgroupfs.
-    pub(crate) unknown_cgroup: bool,
+    /// Cgroups without a name: walk cgroupfs.
+    pub(crate) unknown: Vec<Workload>,
 }
 
 impl Collector {
@@ -305,6 +309,7 @@ impl Collector {
             inserts: 0,
             probes,
             series: BTreeMap::new(),
+            resting: Vec::new(),
             cgroups,
             devices: Devices::new(sysfs),
             devices_checked: Instant::now(),
@@ -324,6 +329,8 @@ impl Collector {
     /// When the kernel refuses a call on the index; the values read so far stand.
     pub(crate) fn collect(&mut self, now: Instant) -> Result<Outcome, SeriesError> {
         let mut outcome = Outcome::default();
+        // One series that the kernel refuses is no reason to leave out the others.
+        let mut failed = None;
         // Read before the walk: what is inserted meanwhile is found by the next one.
         let inserts = self.table.0.inserts(&self.readings.cells);
         if inserts != self.inserts {
@@ -347,20 +354,26 @@ impl Collector {
                     if tracked.labels.cgroup.starts_with("unknown:") {
                         match cgroups.path(workload) {
                             Some(path) => tracked.labels.cgroup = path,
-                            None => outcome.unknown_cgroup = true,
+                            None => outcome.unknown.push(workload),
                         }
                     }
-                    let device_gone = key.device != 0 && self.devices.name(key.device).is_none();
+                    let device_gone =
+                        tracked.device_known && self.devices.name(key.device).is_none();
                     if cgroups.is_gone(workload) || device_gone {
-                        self.table.0.remove(key)?;
-                        tracked.life = Life::Resting(now);
                         outcome.unfinished = true;
+                        match self.table.0.remove(key) {
+                            Ok(()) => tracked.life = Life::Resting(now),
+                            Err(error) => failed = failed.or(Some(error)),
+                        }
                     }
                 }
                 Life::Resting(since) if now.duration_since(since) >= QUARANTINE => {
                     self.readings.update(&mut tracked.samples, sums);
-                    self.table.0.free(&tracked.series)?;
+                    // Cells that could not be given back are lost; their values are not.
                     tracked.life = Life::Retained(now);
+                    if let Err(error) = self.table.0.free(&tracked.series) {
+                        failed = failed.or(Some(error));
+                    }
                 }
                 Life::Resting(_) => outcome.unfinished = true,
                 Life::Retained(_) => {}
@@ -368,7 +381,9 @@ impl Collector {
         }
         drop(cgroups);
         self.forget(now);
-        Ok(outcome)
+        failed = failed.or(self.free_rested(now).err());
+        outcome.unfinished |= !self.resting.is_empty();
+        failed.map_or(Ok(outcome), Err)
     }
 
     /// Takes in what the kernel side has inserted since the last walk.
@@ -391,15 +406,15 @@ impl Collector {
                     continue;
                 }
                 // The same cells under another serial number: only the slot is new.
-                if tracked.series.cells == series.cells {
+                if tracked.series.cells == series.cells && matches!(tracked.life, Life::Live) {
                     tracked.series = series;
                     self.table.publish(&key, &series)?;
                     continue;
                 }
-                // Back after its removal, with other cells: the totals go on.
-                if matches!(tracked.life, Life::Resting(_)) {
+                // Back after its removal: the totals go on, and the old cells rest on.
+                if let Life::Resting(since) = tracked.life {
                     self.readings.update(&mut tracked.samples, &mut probe.sums);
-                    self.table.0.free(&tracked.series)?;
+                    self.resting.push((since, tracked.series));
                 }
                 tracked.series = series;
                 tracked.life = Life::Live;
@@ -410,6 +425,7 @@ impl Collector {
                 continue;
             }
             let workload = Workload::from(&key);
+            let device_known = self.devices.name(key.device).is_some();
             let device = (key.device != 0).then(|| {
                 self.devices.name(key.device).map_or_else(
                     || {
@@ -433,9 +449,29 @@ impl Collector {
                     labels,
                     samples: fresh(samples),
                     series,
+                    device_known,
                     life: Life::Live,
                 },
             );
+        }
+        Ok(())
+    }
+
+    /// Frees the old cells of series that came back before those had rested.
+    fn free_rested(&mut self, now: Instant) -> Result<(), SeriesError> {
+        let rested = self
+            .resting
+            .partition_point(|(since, _)| now.duration_since(*since) >= QUARANTINE);
+        for (_, series) in self.resting.drain(..rested) {
+            // The next owner starts from here.
+            for cell in series.histograms() {
+                self.readings.histogram(cell);
+                self.readings.counter(cell);
+            }
+            if let Some(cell) = series.counter() {
+                self.readings.counter(cell);
+            }
+            self.table.0.free(&series)?;
         }
         Ok(())
     }
@@ -468,10 +504,14 @@ impl Collector {
     /// service that was started again has another cgroup of the same name, and its counters
     /// must not fall.
     fn bequeath(&mut self, gone: Vec<(SeriesKey, Tracked)>) {
-        fn name<'a>(key: &SeriesKey, tracked: &'a Tracked) -> (u8, u8, &'a Labels) {
-            (key.kind, key.detail, &tracked.labels)
+        type Name<'a> = (u8, Option<&'a [(&'static str, &'static str)]>, &'a Labels);
+        fn name<'a>(key: &SeriesKey, tracked: &'a Tracked) -> Name<'a> {
+            // The first sample's labels, not the key's detail: several share a label.
+            let sample = tracked.samples.first();
+            let labels = sample.map(|(sample, _)| sample.labels.as_slice());
+            (key.kind, labels, &tracked.labels)
         }
-        let mut heirs: Vec<((u8, u8, &Labels), SeriesKey)> = self
+        let mut heirs: Vec<(Name, SeriesKey)> = self
             .series
             .iter()
             .map(|(key, tracked)| (name(key, tracked), *key))
@@ -503,8 +543,10 @@ impl Collector {
                 .installed
                 .fallback_trigger()
                 .is_some_and(|cell| self.readings.cells.counter(cell) > 0);
-            if called && probe.installed.status.verdict == probes::Verdict::Attached {
-                self.programs.attach_fallback(&mut probe.installed);
+            if called && !probe.installed.fallback_tried {
+                let table = self.programs.attach_fallback(&mut probe.installed);
+                self.map_memory_bytes.extend(table);
+                probes::release_unused_memory();
                 let mut statuses = lock(&self.statuses);
                 let name = probe.installed.probe.name;
                 for status in statuses.iter_mut().filter(|status| status.probe == name) {

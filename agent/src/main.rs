@@ -22,7 +22,10 @@ use std::{
 };
 
 use anyhow::Context;
-use probes::cgroup::{Change, Events};
+use probes::{
+    Workload,
+    cgroup::{Change, Events},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
@@ -107,8 +110,9 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
 
     // cgroup ids -> names
     let cgroups = Arc::new(Mutex::new(Cgroups::default()));
-    walk(&cgroups, &mounts);
+    walk(&cgroups, &mounts, &[]);
     let gone = Arc::new(Notify::new());
+    let follows = cgroup_events.is_ok();
     match cgroup_events {
         Ok(events) => {
             let (cgroups, gone) = (Arc::clone(&cgroups), Arc::clone(&gone));
@@ -119,7 +123,7 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         }
         Err(status) => tracing::warn!(
             reason = status.reason.code(),
-            "cgroups made from now on have no name: {}",
+            "cgroups that live for less than {COLLECT_INTERVAL:?} may have no name: {}",
             status.detail
         ),
     }
@@ -131,7 +135,13 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         config.sysfs.clone(),
         config.series_retention,
     )));
-    tokio::spawn(maintain(Arc::clone(&collector), cgroups, mounts, gone));
+    tokio::spawn(maintain(
+        Arc::clone(&collector),
+        cgroups,
+        mounts,
+        gone,
+        follows,
+    ));
     if std::io::stdout().is_terminal() {
         tokio::spawn(summarise(Arc::clone(&collector)));
     }
@@ -199,6 +209,7 @@ async fn maintain(
     cgroups: Arc<Mutex<Cgroups>>,
     mounts: Vec<Mount>,
     gone: Arc<Notify>,
+    follows: bool,
 ) {
     let mounts = Arc::new(mounts);
     let mut lost = 0;
@@ -224,11 +235,13 @@ async fn maintain(
                 (collect::Outcome::default(), lost)
             }
         };
-        if (outcome.unknown_cgroup || lost_now != lost) && walked.elapsed() >= WALK_INTERVAL {
+        let stale = !follows || lost_now != lost || !outcome.unknown.is_empty();
+        if stale && walked.elapsed() >= WALK_INTERVAL {
             lost = lost_now;
             walked = Instant::now();
             let (cgroups, mounts) = (Arc::clone(&cgroups), Arc::clone(&mounts));
-            let _ = tokio::task::spawn_blocking(move || walk(&cgroups, &mounts)).await;
+            let unknown = outcome.unknown;
+            let _ = tokio::task::spawn_blocking(move || walk(&cgroups, &mounts, &unknown)).await;
         }
         if outcome.unfinished {
             tokio::time::sleep(RECYCLE_INTERVAL).await;
@@ -241,11 +254,11 @@ async fn maintain(
     }
 }
 
-fn walk(cgroups: &Mutex<Cgroups>, mounts: &[Mount]) {
+fn walk(cgroups: &Mutex<Cgroups>, mounts: &[Mount], unknown: &[Workload]) {
     for mount in mounts {
         let changes = lock(cgroups).changes();
         match enrich::cgroup::walk(mount) {
-            Ok(found) => lock(cgroups).take_in(found, changes),
+            Ok(found) => lock(cgroups).take_in(found, changes, unknown),
             Err(error) => tracing::warn!(%error, "{} cannot be walked", mount.path.display()),
         }
     }
@@ -256,16 +269,21 @@ async fn summarise(collector: Arc<Mutex<Collector>>) {
     let mut summary = Summary::new(Instant::now());
     loop {
         tokio::time::sleep(summary::INTERVAL).await;
-        let line = {
+        let collector = Arc::clone(&collector);
+        // A scrape may hold the collector for milliseconds, and the server must not wait for it.
+        let printed = tokio::task::spawn_blocking(move || {
             let mut collector = lock(&collector);
             let now = Instant::now();
             if let Err(error) = collector.collect(now) {
                 tracing::error!(%error, "values may be stale");
             }
-            summary.line(collector.probes(), now)
-        };
-        if writeln!(std::io::stdout(), "{line}").is_err() {
-            return;
+            let line = summary.line(collector.probes(), now);
+            writeln!(std::io::stdout(), "{line}").map(|()| summary)
+        });
+        match printed.await {
+            Ok(Ok(next)) => summary = next,
+            // The terminal is gone.
+            _ => return,
         }
     }
 }

@@ -134,7 +134,10 @@ static __always_inline struct series *series_insert(const struct series_key *key
 	return bpf_map_lookup_elem(&series_index, key);
 }
 
-/* The way of a series that stands in no slot. Kept out of line: it is rare and long. */
+/* The way of a series that stands in no slot. Kept out of line: it is rare and long.
+ *
+ * An element that the agent removes in the nanoseconds between look-up and copy could be
+ * another key's by the copy. The agent removes only what has lost its cgroup. */
 static __noinline bool series_of_index(const struct series_key *key, __u32 cells, __u64 serial,
 				       struct series_cells *found)
 {

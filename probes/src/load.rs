@@ -83,6 +83,8 @@ pub struct Installed {
     pub probe: &'static Probe,
     /// Whether it runs.
     pub status: Status,
+    /// Whether its second hook has been called for; it is tried once.
+    pub fallback_tried: bool,
     histograms: u16,
     counters: u16,
 }
@@ -245,6 +247,7 @@ pub(crate) fn attach_from(
         probes.push(Installed {
             probe,
             status,
+            fallback_tried: false,
             histograms: *histograms,
             counters: *counters,
         });
@@ -438,17 +441,23 @@ impl Programs {
             .iter()
             .try_for_each(|(program, _)| self.attach_program(program));
         if outcome.is_err() {
-            // A part of a probe would count a part of the truth.
-            for name in self.attached.split_off(before) {
-                if let Ok(program) = tracepoint_program(&mut self.ebpf, name) {
-                    let _ = program.unload();
-                }
-            }
+            self.detach_from(before);
         }
         outcome
     }
 
+    /// Takes the programs attached last out of the kernel: a part of a probe would count a part
+    /// of the truth.
+    fn detach_from(&mut self, first: usize) {
+        for name in self.attached.split_off(first) {
+            if let Ok(program) = tracepoint_program(&mut self.ebpf, name) {
+                let _ = program.unload();
+            }
+        }
+    }
+
     fn attach_cgroups(&mut self, btf: &Btf) -> Result<cgroup::Events, Status> {
+        let before = self.attached.len();
         let mut outcome = Ok(());
         for name in ["cgroup_mkdir", "cgroup_rename", "cgroup_rmdir"] {
             outcome = outcome
@@ -462,37 +471,48 @@ impl Programs {
             reason,
             detail,
         };
-        outcome.map_err(status)?;
-        let ring = self.ebpf.take_map("cgroup_events").map(RingBuf::try_from);
-        match ring {
-            Some(Ok(ring)) => Ok(cgroup::Events::new(ring)),
-            _ => Err(status((
-                Verdict::Failed,
-                Reason::MapError,
-                "the ring of cgroup events cannot be mapped".to_owned(),
-            ))),
+        if let Err(error) = outcome {
+            self.detach_from(before);
+            return Err(status(error));
         }
+        let ring = self.ebpf.take_map("cgroup_events").map(RingBuf::try_from);
+        if let Some(Ok(ring)) = ring {
+            return Ok(cgroup::Events::new(ring));
+        }
+        self.detach_from(before);
+        Err(status((
+            Verdict::Failed,
+            Reason::MapError,
+            "the ring of cgroup events cannot be mapped".to_owned(),
+        )))
     }
 
-    /// Attaches a probe's second hook and gives it its table. The verdict becomes `degraded`.
-    pub fn attach_fallback(&mut self, installed: &mut Installed) {
-        let Some(fallback) = &installed.probe.fallback else {
-            return;
-        };
-        if self.attached.contains(&fallback.program.0) {
-            return;
-        }
+    /// Attaches a probe's second hook and gives it its table. The verdict becomes `degraded`, and
+    /// says so beside what it said before. Returns the table's name and memory in bytes.
+    pub fn attach_fallback(&mut self, installed: &mut Installed) -> Option<(String, u64)> {
+        let fallback = installed.probe.fallback.as_ref()?;
+        installed.fallback_tried = true;
         let outcome = self.fallback(fallback);
         let status = &mut installed.status;
-        status.verdict = Verdict::Degraded;
-        status.reason = fallback.reason;
-        status.detail = match outcome {
-            Ok(()) => fallback.detail.to_owned(),
-            Err((_, _, error)) => format!("{}; and they are not timed: {error}", fallback.detail),
-        };
+        if status.verdict == Verdict::Attached {
+            status.verdict = Verdict::Degraded;
+            status.reason = fallback.reason;
+        }
+        if !status.detail.is_empty() {
+            status.detail.push_str("; ");
+        }
+        status.detail.push_str(fallback.detail);
+        match outcome {
+            Ok(bytes) => bytes.map(|bytes| (format!("{}_table", fallback.table.0), bytes)),
+            Err((_, _, error)) => {
+                status.detail.push_str("; and they are not timed: ");
+                status.detail.push_str(&error);
+                None
+            }
+        }
     }
 
-    fn fallback(&mut self, fallback: &Fallback) -> Outcome {
+    fn fallback(&mut self, fallback: &Fallback) -> Result<Option<u64>, (Verdict, Reason, String)> {
         let map_error =
             |error: &dyn fmt::Display| (Verdict::Failed, Reason::MapError, error.to_string());
         let btf = Btf::from_sys_fs().map_err(|error| map_error(&error))?;
@@ -508,7 +528,14 @@ impl Programs {
             .ok_or_else(|| map_error(&format!("the eBPF object has no map {slot}")))?;
         // The kernel holds the table as long as the slot does.
         slots.set(0, &table, 0).map_err(|error| map_error(&error))?;
-        self.attach_program(program)
+        let bytes = self
+            .ebpf
+            .map(slot)
+            .and_then(|map| ArrayOfMaps::<&MapData, MapData>::try_from(map).ok())
+            .and_then(|slots| slots.get(&0, 0).ok())
+            .and_then(|table| map_memory_bytes(table.fd().as_fd()));
+        self.attach_program(program)?;
+        Ok(bytes)
     }
 
     /// Run counts of the attached programs: zero while the kernel's statistics are off.

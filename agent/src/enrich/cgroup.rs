@@ -112,14 +112,14 @@ pub(crate) struct Walk {
 /// nobody should wait for it.
 ///
 /// # Errors
-/// When the root cannot be read. Folders that go meanwhile are no error.
+/// When a folder cannot be read. Folders that go meanwhile are no error.
 pub(crate) fn walk(mount: &Mount) -> io::Result<Walk> {
     let root_id = fs::metadata(&mount.path)?.ino();
     let mut found = HashMap::new();
     found.insert(root_id, (0, below_namespace(&mount.root).into()));
     let mut folders = vec![(mount.path.clone(), root_id)];
     while let Some((folder, parent_id)) = folders.pop() {
-        for (name, path) in children(&folder) {
+        for (name, path) in children(&folder)? {
             let Ok(metadata) = fs::metadata(&path) else {
                 continue;
             };
@@ -170,6 +170,9 @@ impl Cgroups {
             name,
             since: self.changes,
         };
+        if self.removed.remove(&workload).is_some() {
+            self.removed_order.retain(|other| *other != workload);
+        }
         self.nodes.insert(workload, node);
     }
 
@@ -233,8 +236,9 @@ impl Cgroups {
     }
 
     /// Takes in a walk that began when the trees had seen `changes`: adds what is new, and takes
-    /// out what is gone. What changed meanwhile is known better from its event.
-    pub(crate) fn take_in(&mut self, walk: Walk, changes: u64) {
+    /// out what is gone. What changed meanwhile is known better from its event. Of the `unknown`,
+    /// those that a walk of the whole tree did not find either are gone, unnamed.
+    pub(crate) fn take_in(&mut self, walk: Walk, changes: u64, unknown: &[Workload]) {
         let gone: Vec<Workload> = self
             .nodes
             .iter()
@@ -242,11 +246,23 @@ impl Cgroups {
                 workload.hierarchy == walk.hierarchy
                     && node.since <= changes
                     && !walk.found.contains_key(&workload.cgroup_id)
+                    // Else it lies outside what this mount shows.
+                    && walk.found.contains_key(&node.parent_id)
             })
             .map(|(workload, _)| *workload)
             .collect();
         for workload in gone {
             self.remove(workload);
+        }
+        if walk.found.contains_key(&ROOT_ID) {
+            for workload in unknown {
+                if workload.hierarchy == walk.hierarchy
+                    && !walk.found.contains_key(&workload.cgroup_id)
+                    && !self.nodes.contains_key(workload)
+                {
+                    self.remove(*workload);
+                }
+            }
         }
         for (cgroup_id, (parent_id, name)) in walk.found {
             let workload = Workload {
@@ -260,10 +276,12 @@ impl Cgroups {
     }
 }
 
-fn children(folder: &Path) -> Vec<(String, PathBuf)> {
-    fs::read_dir(folder)
-        .into_iter()
-        .flatten()
+fn children(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let children = entries
         .filter_map(Result::ok)
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| {
@@ -272,7 +290,8 @@ fn children(folder: &Path) -> Vec<(String, PathBuf)> {
                 entry.path(),
             )
         })
-        .collect()
+        .collect();
+    Ok(children)
 }
 
 /// The label of a cgroup whose name nobody saw: one of its own, so that two never share a series.
@@ -401,7 +420,7 @@ mod tests {
             root: "/".to_owned(),
         };
         let mut cgroups = Cgroups::default();
-        cgroups.take_in(walk(&mount).unwrap(), cgroups.changes());
+        cgroups.take_in(walk(&mount).unwrap(), cgroups.changes(), &[]);
         let (deep, other) = (id("a/b"), id("c"));
         assert_eq!(cgroups.path(deep).as_deref(), Some("/a/b"));
         assert_eq!(cgroups.nodes.len(), 4);
@@ -411,7 +430,7 @@ mod tests {
         let found = walk(&mount).unwrap();
         // Made after the walk had passed it.
         cgroups.apply(made(u64::MAX, 1, "young"));
-        cgroups.take_in(found, before);
+        cgroups.take_in(found, before, &[]);
         assert!(cgroups.is_gone(other));
         assert!(!cgroups.is_gone(deep));
         assert!(!cgroups.is_gone(workload(u64::MAX)));
@@ -419,9 +438,28 @@ mod tests {
         // Gone after the walk had seen it.
         let found = walk(&mount).unwrap();
         cgroups.apply(removed(deep.cgroup_id));
-        cgroups.take_in(found, cgroups.changes());
+        cgroups.take_in(found, cgroups.changes(), &[]);
         assert!(cgroups.is_gone(deep));
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn what_a_walk_of_the_whole_tree_does_not_find_is_gone() {
+        let found = |root_id: u64| Walk {
+            hierarchy: 0,
+            found: HashMap::from([(root_id, (0, "".into()))]),
+        };
+        let mut cgroups = Cgroups::default();
+        // The tree of a container alone proves nothing.
+        cgroups.take_in(found(40), 0, &[workload(77)]);
+        assert!(!cgroups.is_gone(workload(77)));
+        cgroups.take_in(found(ROOT_ID), 0, &[workload(77)]);
+        assert!(cgroups.is_gone(workload(77)));
+        assert_eq!(cgroups.path(workload(77)).as_deref(), Some("unknown:0:77"));
+        // Its event came late.
+        cgroups.apply(made(77, 1, "late"));
+        assert!(!cgroups.is_gone(workload(77)));
+        assert_eq!(cgroups.path(workload(77)).as_deref(), Some("/late"));
     }
 
     const HYBRID: &str = "\

@@ -158,7 +158,7 @@ fn attach(name: &str, bin: &Path) -> Result<(Loader, Programs)> {
     let loader = match name {
         "empty" => Loader::Empty(attach_empty()?),
         "sentry" => {
-            let (process, address, _) = agent(bin, &["--series.max", "512"])?;
+            let (process, address, _) = agent(bin, &[])?;
             Loader::Agent(process, address)
         }
         "biolatency" => Loader::Biolatency(biolatency()?),

@@ -18,7 +18,8 @@ const volatile __u32 disk_counters;
 #define REQ_OP_WRITE 1
 #define REQ_OP_FLUSH 2
 #define REQ_OP_DISCARD 3
-#define REQ_OP_DRV_IN 34
+/* The first that passes a command of the driver's own: 32 and 33 were SCSI's, before 5.14. */
+#define REQ_OP_PASSTHROUGH 32
 
 /* Issue times by request, for devices whose requests carry none (`iostats` off).
  * The slot stays empty, and costs nothing, until the agent sees such a device. */
@@ -80,10 +81,42 @@ static __always_inline __u64 disk_take_issued(struct request *rq)
 	return issued;
 }
 
+/* Older kernels, 5.10 among them, trace blk_status_to_errno() of the status: a negative error
+ * number, where later ones pass the status itself. */
+static __always_inline int disk_status(int error)
+{
+	switch (error) {
+	case -EOPNOTSUPP:
+		return 1;
+	case -ETIMEDOUT:
+		return 2;
+	case -ENOSPC:
+		return 3;
+	case -ENOLINK:
+		return 4;
+	case -EREMOTEIO:
+		return 5;
+	case -EBADE:
+		return 6;
+	case -ENODATA:
+		return 7;
+	case -EILSEQ:
+		return 8;
+	case -ENOMEM:
+		return 9;
+	case -EIO:
+		return 10;
+	case -EAGAIN:
+		return 12;
+	default:
+		return error < 0 ? 31 : error;
+	}
+}
+
 static __always_inline void disk_error(struct series_key *key, __u32 operation, int error)
 {
 	key->kind = DISK_KIND_ERROR;
-	key->detail = DISK_ERROR(operation, error);
+	key->detail = DISK_ERROR(operation, disk_status(error));
 	series_count(key, 1, disk_counters + DISK_COUNTER_OTHER_ERROR + operation,
 		     disk_counters + DISK_COUNTER_OVERFLOW);
 }
@@ -95,17 +128,16 @@ int disk_complete(unsigned long long *ctx)
 	int error = (int)ctx[1];
 	__u32 bytes = (__u32)ctx[2];
 	__u32 op = rq->cmd_flags & REQ_OP_MASK;
-	__u64 created = rq->start_time_ns, issued = rq->io_start_time_ns, now;
+	__u64 created = rq->start_time_ns, issued = rq->io_start_time_ns, hooked, now;
 	__u32 operation, io_cell, device_cell;
 	struct series_key key = {};
 	struct bio *bio = rq->bio;
 	struct cgroup_subsys_state *css;
 	struct series_cells cells;
-	bool last;
 
 	/* Passthrough commands are the driver's own. The flush beneath an fsync has
 	 * no bio and no owner; what asked for it comes as a write of 0 bytes. */
-	if (!bio || op == REQ_OP_FLUSH || op >= REQ_OP_DRV_IN)
+	if (!bio || op == REQ_OP_FLUSH || op >= REQ_OP_PASSTHROUGH)
 		return 0;
 
 	operation = disk_operation(op);
@@ -120,6 +152,8 @@ int disk_complete(unsigned long long *ctx)
 
 	css = &bio->bi_blkg->blkcg->css;
 	key.device = disk_device(rq);
+	/* Taken away in any case: the hook sees requests that need no time of it, too. */
+	hooked = error || bytes >= rq->__data_len ? disk_take_issued(rq) : 0;
 	if (error) {
 		series_key_cgroup(&key, css->cgroup);
 		disk_error(&key, operation, error);
@@ -140,21 +174,16 @@ int disk_complete(unsigned long long *ctx)
 		counter_add(io_cell, bytes);
 
 	/* A request can complete in parts: all bytes count, the last part is timed. */
-	last = bytes >= rq->__data_len;
-	if (!last)
+	if (bytes < rq->__data_len)
 		return 0;
 
 	/* Without accounting (`part` unset) start_time_ns is stale, not zero. */
 	if (!rq->part)
 		created = issued = 0;
-	if (!created || (!issued && operation != DISK_OPERATION_FLUSH)) {
-		__u64 hooked = disk_take_issued(rq);
-
-		if (!issued)
-			issued = hooked;
-		if (!created)
-			created = hooked;
-	}
+	if (!issued)
+		issued = hooked;
+	if (!created)
+		created = hooked;
 	if (!created) {
 		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
 		return 0;

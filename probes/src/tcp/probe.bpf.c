@@ -190,8 +190,15 @@ static __always_inline void tcp_key_cgroup(struct series_key *key, struct sock *
 		series_key_cgroup(key, sk->sk_cgrp_data.cgroup);
 	} else {
 		struct sock_cgroup_data___tagged *tagged = (void *)&sk->sk_cgrp_data;
-		struct cgroup *cgroup = (void *)(BPF_CORE_READ(tagged, val) & ~3ULL);
+		__u64 val = BPF_CORE_READ(tagged, val);
+		struct cgroup *cgroup = (void *)val;
 
+		/* Tagged, it holds the numbers of net_cls and net_prio; either way the root. */
+		if (!val || val & 3) {
+			key->cgroup_id = 1;
+			key->hierarchy = 0;
+			return;
+		}
 		key->cgroup_id = BPF_CORE_READ(cgroup, kn, id);
 		key->hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);
 	}
