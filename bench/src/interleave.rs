@@ -8,7 +8,6 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// The name of [`work`]'s subcommand.
 pub const WORKER: &str = "interleave-worker";
@@ -28,8 +27,7 @@ pub struct InterleaveArgs {
     /// Cgroup of one reader; repeated, once for each reader, in the order of the reads. A,B joins two hierarchies
     #[arg(long = "cgroup", value_name = "DIR", required = true, value_parser = parse_cgroups)]
     pub cgroups: Vec<Cgroups>,
-    /// Readers are threads of one process, which only cgroup v1 can part: a turn is then one switch of
-    /// context within one address space, and what is timed in it is less the switch than the read
+    /// Readers are threads of one process, which only cgroup v1 can part, and all read at once instead of in turns
     #[arg(long)]
     pub threads: bool,
 }
@@ -139,7 +137,7 @@ pub fn run(args: &InterleaveArgs) -> Result<InterleaveReport> {
     let span = file_bytes(&mut open_to_read(&args.file, true)?, &args.file)?;
     check_sizes(&args.file, size, span, true)?;
     if args.threads {
-        take_turns(args, span)?;
+        read_at_once(args, span)?;
         return Ok(report(args));
     }
     let mut readers = args
@@ -176,37 +174,20 @@ fn report(args: &InterleaveArgs) -> InterleaveReport {
     }
 }
 
-/// The turns of readers that are threads: each wakes the next, in a ring.
-fn take_turns(args: &InterleaveArgs, span: u64) -> Result<()> {
-    let count = args.cgroups.len();
-    let (mut wakers, mut turns): (Vec<_>, Vec<_>) = (0..count).map(|_| sync_channel(1)).unzip();
-    wakers.rotate_left(1);
+/// Readers that are threads and all read at once, as the workloads of a busy host do.
+fn read_at_once(args: &InterleaveArgs, span: u64) -> Result<()> {
     std::thread::scope(|scope| {
-        let first = wakers[count - 1].clone();
-        let readers: Vec<_> = wakers
-            .drain(..)
-            .zip(turns.drain(..))
+        let readers: Vec<_> = (0..)
             .zip(&args.cgroups)
-            .enumerate()
-            .map(|(number, ((next, turns), cgroups))| {
-                scope.spawn(move || reader_thread(args, span, number, cgroups, &turns, &next))
+            .map(|(number, cgroups)| {
+                scope.spawn(move || reader_thread(args, span, number, cgroups))
             })
             .collect();
-        // A reader that failed has hung up; its error comes with its end.
-        let _ = first.send(());
-        drop(first);
         readers.into_iter().try_for_each(join_thread)
     })
 }
 
-fn reader_thread(
-    args: &InterleaveArgs,
-    span: u64,
-    number: usize,
-    cgroups: &[PathBuf],
-    turns: &Receiver<()>,
-    next: &SyncSender<()>,
-) -> Result<()> {
+fn reader_thread(args: &InterleaveArgs, span: u64, number: u64, cgroups: &[PathBuf]) -> Result<()> {
     let (size, readers) = (args.size.get(), args.cgroups.len() as u64);
     for cgroup in cgroups {
         cgroup::add_thread(cgroup)?;
@@ -214,14 +195,9 @@ fn reader_thread(
     let file = open_to_read(&args.file, true)?;
     let mut buffer = buffer_of(size)?;
     for round in 0..args.count.get() {
-        if turns.recv().is_err() {
-            return Err(Error::program(WORKER, "ended early"));
-        }
-        let turn = round * readers + number as u64;
-        file.read_exact_at(buffer.as_mut_slice(), turn % (span / size) * size)
+        let place = round * readers + number;
+        file.read_exact_at(buffer.as_mut_slice(), place % (span / size) * size)
             .map_err(Error::at("read", &args.file))?;
-        // The last reader's neighbour may be done.
-        let _ = next.send(());
     }
     Ok(())
 }

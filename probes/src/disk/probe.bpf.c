@@ -63,14 +63,20 @@ static __always_inline __u32 disk_device(struct request *rq)
 	return disk->major << 20 | disk->first_minor;
 }
 
-/* Takes the issue hook's time of a request away; 0 where there is none. */
+/* Takes the issue hook's time of a request away; 0 where there is none. The hook is attached only
+ * once the counter of untimed requests has moved: until then one load tells. */
 static __always_inline __u64 disk_take_issued(struct request *rq)
 {
+	__u32 untimed_cell = disk_counters + DISK_COUNTER_UNTIMED;
+	__u64 *untimed = bpf_map_lookup_elem(&counters, &untimed_cell);
 	__u32 zero = 0;
 	__u64 key = (__u64)rq;
-	void *table = bpf_map_lookup_elem(&disk_issued, &zero);
 	__u64 *found, issued;
+	void *table;
 
+	if (!untimed || !*untimed)
+		return 0;
+	table = bpf_map_lookup_elem(&disk_issued, &zero);
 	if (!table)
 		return 0;
 	found = bpf_map_lookup_elem(table, &key);
