@@ -1,7 +1,7 @@
 //! Events that interrupted a process that has nothing to do with them.
 //!
-//! Requests complete and packets arrive in softirq, on top of whatever the CPU was doing. The kernels of some sandboxes
-//! run no eBPF program on top of the processes that they hide from their guest, so no agent can hear of what happens
+//! Requests complete and packets arrive in softirq, on top of whatever the CPU was doing. The kernels of some virtual
+//! machines run no eBPF program on top of the processes that they hide from their guest, so no agent can hear of what happens
 //! there, a few in a hundred thousand. Only an event that tracefs saw on top of a bystander is ever forgiven; elsewhere
 //! none is missing.
 
