@@ -141,6 +141,13 @@ fn the_contract_is_kept() {
         scrape.value("sentry_series_limit", &[("probe", "tcp")]),
         256.0
     );
+    // docs/metrics.md has the formula. What a CPU adds is hundreds of bytes.
+    let possible = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
+    if ["0", "0-1"].contains(&possible.trim()) {
+        let maps = scrape.matching("sentry_bpf_map_memory_bytes", &[]);
+        let bytes: f64 = maps.map(|sample| sample.value).sum();
+        assert!((100_000.0..=160_000.0).contains(&bytes), "{bytes}");
+    }
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     assert_eq!(scrape.value("sentry_build_info", &version), 1.0);
     agent.stop();
