@@ -66,15 +66,19 @@ static __always_inline void counter_add(__u32 cell, __u64 n)
 		__sync_fetch_and_add(counter, n);
 }
 
-static __always_inline void histogram_add(__u32 cell, __u64 ns)
+static __always_inline void histogram_add_to(__u32 cell, __u32 bucket, __u64 ns)
 {
 	struct histogram *histogram = bpf_map_lookup_elem(&histograms, &cell);
-	__u32 bucket = histogram_bucket_of(ns);
 
 	if (!histogram || bucket >= HISTOGRAM_BUCKETS)
 		return;
 	__sync_fetch_and_add(&histogram->buckets[bucket], 1);
 	__sync_fetch_and_add(&histogram->sum_ns, ns);
+}
+
+static __always_inline void histogram_add(__u32 cell, __u64 ns)
+{
+	histogram_add_to(cell, histogram_bucket_of(ns), ns);
 }
 
 /* The series that the agent knows of, by hash. A look-up here is inlined, where one in the

@@ -135,7 +135,7 @@ int disk_complete(unsigned long long *ctx)
 	__u32 bytes = (__u32)ctx[2];
 	__u32 op = rq->cmd_flags & REQ_OP_MASK;
 	__u64 created = rq->start_time_ns, issued = rq->io_start_time_ns, hooked, now;
-	__u32 operation, io_cell, device_cell;
+	__u32 operation, io_cell, device_cell, bucket;
 	struct series_key key = {};
 	struct bio *bio = rq->bio;
 	struct cgroup_subsys_state *css;
@@ -195,13 +195,19 @@ int disk_complete(unsigned long long *ctx)
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
-	histogram_add(io_cell, now - created);
+	bucket = histogram_bucket_of(now - created);
+	histogram_add_to(io_cell, bucket, now - created);
 	if (operation == DISK_OPERATION_FLUSH)
 		return 0;
-	if (issued)
-		histogram_add(device_cell, now - issued);
-	else
+	if (!issued) {
 		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
+		return 0;
+	}
+	/* Often the very stamp of the creation: a plug keeps one time for all it does (commit
+	 * da4c8c3d0975, "block: cache current nsec time in struct blk_plug", 6.9). */
+	if (issued != created)
+		bucket = histogram_bucket_of(now - issued);
+	histogram_add_to(device_cell, bucket, now - issued);
 	return 0;
 }
 
