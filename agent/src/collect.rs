@@ -459,10 +459,13 @@ impl Collector {
 
     /// Frees the old cells of series that came back before those had rested.
     fn free_rested(&mut self, now: Instant) -> Result<(), SeriesError> {
-        let rested = self
-            .resting
-            .partition_point(|(since, _)| now.duration_since(*since) >= QUARANTINE);
-        for (_, series) in self.resting.drain(..rested) {
+        let mut failed = None;
+        // In the order of their keys, not of time.
+        let (rested, resting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.resting)
+            .into_iter()
+            .partition(|(since, _)| now.duration_since(*since) >= QUARANTINE);
+        self.resting = resting;
+        for (_, series) in rested {
             // The next owner starts from here.
             for cell in series.histograms() {
                 self.readings.histogram(cell);
@@ -471,9 +474,9 @@ impl Collector {
             if let Some(cell) = series.counter() {
                 self.readings.counter(cell);
             }
-            self.table.0.free(&series)?;
+            failed = failed.or(self.table.0.free(&series).err());
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Drops series that have been gone for long, and the oldest when there are too many.

@@ -18,7 +18,7 @@ const volatile __u32 disk_counters;
 #define REQ_OP_WRITE 1
 #define REQ_OP_FLUSH 2
 #define REQ_OP_DISCARD 3
-/* The first that passes a command of the driver's own: 32 and 33 were SCSI's, before 5.14. */
+/* The first that passes a command of the driver's own: 32 and 33 are SCSI's on older kernels. */
 #define REQ_OP_PASSTHROUGH 32
 
 /* Issue times by request, for devices whose requests carry none (`iostats` off).
