@@ -6,7 +6,7 @@ use std::{
 };
 
 use probes::{
-    Kernel, LoadError, Probe, Reason, Request, Status, Verdict,
+    Kernel, LoadError, Probe, Reason, Request, Status,
     cgroup::{self, Events},
 };
 
@@ -82,21 +82,35 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         &read(&config.procfs.join("self/mountinfo"))?,
         io_hierarchy.as_ref().copied().unwrap_or(0),
     );
+    let v2 = mounts.iter().any(|mount| mount.hierarchy == 0);
+    // Of the others only the one that disk I/O is charged in bears labels.
+    let task_hierarchy = mounts.first().map(|mount| mount.hierarchy).filter(|_| !v2);
     let (mut kernel, cgroup_events) = probes::attach(&Request {
         probes: &selected(config),
         // The configuration's ceiling is below what 16 bits hold.
         series_max: u16::try_from(config.series_max).unwrap_or(u16::MAX),
         io_hierarchy: io_hierarchy.as_ref().copied().unwrap_or(0),
+        task_hierarchy,
+        btf: config.btf.as_deref(),
     })?;
     probes::release_unused_memory();
-    if let Some(detail) = io_controller_off(io_hierarchy.ok(), &mounts) {
-        for installed in &mut kernel.probes {
-            let status = &mut installed.status;
-            if status.probe == "disk" && status.verdict == Verdict::Attached {
-                status.verdict = Verdict::Degraded;
-                status.reason = Reason::IoControllerOff;
-                status.detail.clone_from(&detail);
-            }
+    let io_controller_off = io_controller_off(io_hierarchy.ok(), &mounts);
+    for status in kernel
+        .probes
+        .iter_mut()
+        .map(|installed| &mut installed.status)
+    {
+        match (status.probe, &io_controller_off) {
+            ("disk", Some(detail)) => status.degrade(Reason::IoControllerOff, detail),
+            ("tcp", _) if !v2 => status.degrade(
+                Reason::CgroupV1Only,
+                if task_hierarchy.is_some() && status.hook != "tracepoint" {
+                    "only cgroup v1 is mounted, which sockets do not belong to: connects belong to the blkio cgroup of their task, server handshakes to the root"
+                } else {
+                    "only cgroup v1 is mounted, which sockets do not belong to: all handshakes belong to the root"
+                },
+            ),
+            _ => {}
         }
     }
     Ok(Attached {

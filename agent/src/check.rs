@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path, process::ExitCode};
 
-use probes::{LoadError, Reason, Status, Verdict};
+use probes::{LoadError, Reason, Status, Verdict, cgroup::Events};
 use serde::Serialize;
 
 use crate::{
@@ -33,6 +33,16 @@ struct Line {
     hook: &'static str,
     reason: &'static str,
     detail: String,
+    /// Better hooks that this kernel does not allow.
+    passed_over: Vec<Better>,
+}
+
+/// A hook that is not used, and why.
+#[derive(Debug, Serialize)]
+struct Better {
+    hook: &'static str,
+    reason: &'static str,
+    detail: String,
 }
 
 impl From<&Status> for Line {
@@ -43,6 +53,15 @@ impl From<&Status> for Line {
             hook: status.hook,
             reason: status.reason.code(),
             detail: status.detail.clone(),
+            passed_over: status
+                .passed_over
+                .iter()
+                .map(|passed| Better {
+                    hook: passed.hook,
+                    reason: passed.why.reason.code(),
+                    detail: passed.why.detail.clone(),
+                })
+                .collect(),
         }
     }
 }
@@ -55,7 +74,7 @@ pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
             let probes = attached.kernel.probes.iter();
             let mut statuses: Vec<Status> =
                 probes.map(|installed| installed.status.clone()).collect();
-            statuses.push(names(attached.cgroup_events.as_ref().err()));
+            statuses.push(names(&attached.cgroup_events));
             statuses
         }
         Err(error) => none(config, error),
@@ -83,21 +102,21 @@ pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
 /// What names the cgroups: no probe, but a line of its own.
 const NAMES: &str = "cgroup";
 
-fn names(missing: Option<&Status>) -> Status {
-    missing.cloned().unwrap_or(Status {
-        probe: NAMES,
-        hook: "tp_btf",
-        verdict: Verdict::Attached,
-        reason: Reason::Ok,
-        detail: "names of cgroups as they come and go".to_owned(),
-    })
+fn names(events: &Result<Events, Status>) -> Status {
+    match events {
+        Ok(events) => Status {
+            detail: "names of cgroups as they come and go".to_owned(),
+            ..events.status.clone()
+        },
+        Err(status) => status.clone(),
+    }
 }
 
 /// The verdict on all probes where nothing could be attached at all.
 fn none(config: &Config, error: &AttachError) -> Vec<Status> {
     let (verdict, reason) = match error {
         AttachError::Privileges { .. } => (Verdict::Failed, Reason::NoPermission),
-        AttachError::Load(LoadError::NoBtf(_)) => (Verdict::Unsupported, Reason::NoBtf),
+        AttachError::Load(LoadError::Btf { .. }) => (Verdict::Failed, Reason::NoBtf),
         _ => (Verdict::Failed, Reason::MapError),
     };
     attach::selected(config)
@@ -113,6 +132,7 @@ fn none(config: &Config, error: &AttachError) -> Vec<Status> {
             verdict,
             reason,
             detail: error.to_string(),
+            passed_over: Vec::new(),
         })
         .collect()
 }
@@ -226,14 +246,20 @@ fn table(report: &Report) -> String {
         .iter()
         .map(|fact| format!("{:<11} {}\n", fact.name, fact.value));
     let head = ["PROBE", "VERDICT", "HOOK", "REASON", "DETAIL"].map(str::to_owned);
-    let lines = report.probes.iter().map(|line| {
-        [
-            line.probe.to_owned(),
-            line.verdict.to_owned(),
-            line.hook.to_owned(),
-            line.reason.to_owned(),
-            line.detail.clone(),
-        ]
+    let lines = report.probes.iter().flat_map(|line| {
+        let row = [
+            line.probe,
+            line.verdict,
+            line.hook,
+            line.reason,
+            &line.detail,
+        ];
+        // Beneath it, why not a better one.
+        let better = line.passed_over.iter();
+        let better = better.map(|passed| ["", "not", passed.hook, passed.reason, &passed.detail]);
+        std::iter::once(row)
+            .chain(better)
+            .map(|row| row.map(str::to_owned))
     });
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(lines).collect();
     let widths: Vec<usize> = (0..4)
@@ -290,13 +316,19 @@ mod tests {
                 hook: "tp_btf",
                 reason: "no_btf",
                 detail: "gone".to_owned(),
+                passed_over: vec![Better {
+                    hook: "kprobe",
+                    reason: "no_hook",
+                    detail: "none".to_owned(),
+                }],
             }],
         };
         assert_eq!(
             table(&report),
             "kernel      6.1\n\n\
-             PROBE  VERDICT      HOOK    REASON  DETAIL\n\
-             tcp    unsupported  tp_btf  no_btf  gone\n"
+             PROBE  VERDICT      HOOK    REASON   DETAIL\n\
+             tcp    unsupported  tp_btf  no_btf   gone\n\
+             \x20      not          kprobe  no_hook  none\n"
         );
     }
 }
