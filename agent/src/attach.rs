@@ -39,6 +39,16 @@ pub(crate) enum AttachError {
         /// Why it can't be read.
         source: std::io::Error,
     },
+    /// A hook that was asked for is not to be had, and nothing else runs.
+    #[error("--{probe}.hook {hook}: {detail}")]
+    Forced {
+        /// Whose hook.
+        probe: &'static str,
+        /// The hook.
+        hook: &'static str,
+        /// Why not.
+        detail: String,
+    },
     /// See there.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -117,6 +127,31 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         kernel,
         cgroup_events,
         mounts,
+    })
+}
+
+/// Where nothing runs and a hook was forced, the setting is what to mend, and not to wait for a
+/// better time.
+///
+/// # Errors
+/// The first forced hook that is not in use, when no probe is.
+pub(crate) fn forced_hooks_left_something(
+    config: &Config,
+    statuses: &[Status],
+) -> Result<(), AttachError> {
+    let forced = |status: &&Status| {
+        let hook = config.hooks.get(status.probe);
+        hook.is_some_and(|hook| hook != HOOK_AUTO)
+    };
+    if statuses.iter().any(|status| status.verdict.is_up()) {
+        return Ok(());
+    }
+    statuses.iter().find(forced).map_or(Ok(()), |status| {
+        Err(AttachError::Forced {
+            probe: status.probe,
+            hook: status.hook,
+            detail: status.detail.clone(),
+        })
     })
 }
 

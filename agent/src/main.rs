@@ -104,9 +104,13 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         cgroup_events,
         mounts,
     } = attach::attach(config)?;
-    for installed in &kernel.probes {
-        log::verdict(&installed.status);
-    }
+    let statuses: Vec<_> = kernel
+        .probes
+        .iter()
+        .map(|probe| probe.status.clone())
+        .collect();
+    statuses.iter().for_each(log::verdict);
+    attach::forced_hooks_left_something(config, &statuses)?;
 
     // cgroup ids -> names
     let cgroups = Arc::new(Mutex::new(Cgroups::default()));

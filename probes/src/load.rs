@@ -7,6 +7,8 @@
 
 use std::{
     fmt,
+    fs::File,
+    io::Read,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -167,6 +169,9 @@ pub fn enable_run_stats() -> std::io::Result<OwnedFd> {
 /// Where the kernel shows its own types.
 const OWN_BTF: &str = "/sys/kernel/btf/vmlinux";
 
+/// `include/uapi/linux/btf.h`
+const BTF_MAGIC: u16 = 0xeb9f;
+
 /// Loads and attaches: of each probe the best hook that this kernel allows, or the forced one.
 ///
 /// A probe that cannot run has a verdict in [`Kernel::probes`] and does not disturb the others.
@@ -184,9 +189,7 @@ pub(crate) fn attach_from(
     variant: usize,
 ) -> Result<(Kernel, Result<cgroup::Events, Status>), LoadError> {
     lift_memlock();
-    let own = std::fs::metadata(OWN_BTF)
-        .map(drop)
-        .map_err(|error| format!("{OWN_BTF}: {error}"));
+    let own = own_types();
     // Its own are right for certain.
     let file = request
         .btf
@@ -251,6 +254,19 @@ fn lift_memlock() {
     // SAFETY: the pointer is to a valid rlimit, which the call only reads.
     unsafe {
         libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited);
+    }
+}
+
+/// Whether the kernel shows types of its own, without parsing them all.
+fn own_types() -> Result<(), String> {
+    let mut magic = [0; 2];
+    File::open(OWN_BTF)
+        .and_then(|mut file| file.read_exact(&mut magic))
+        .map_err(|error| format!("{OWN_BTF}: {error}"))?;
+    if magic == BTF_MAGIC.to_ne_bytes() {
+        Ok(())
+    } else {
+        Err(format!("{OWN_BTF} is no BTF"))
     }
 }
 

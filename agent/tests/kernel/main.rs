@@ -16,6 +16,7 @@ mod disk;
 mod exposition;
 mod host;
 mod http;
+mod ladder;
 mod lifecycle;
 mod load;
 mod prometheus;
