@@ -18,6 +18,7 @@ mod host;
 mod http;
 mod lifecycle;
 mod load;
+mod privileges;
 mod prometheus;
 mod series;
 mod storm;
