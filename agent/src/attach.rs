@@ -66,11 +66,10 @@ pub(crate) fn selected(config: &Config) -> Vec<(&'static Probe, Option<&str>)> {
 /// # Errors
 /// When nothing can be attached at all. A probe that cannot is a verdict in the result.
 pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
-    let missing = privileges::missing(&read(&config.procfs.join("self/status"))?);
-    if !missing.is_empty() {
-        return Err(AttachError::Privileges {
-            missing: missing.join(" and "),
-        });
+    let user_namespace = fs::read_link(config.procfs.join("self/ns/user")).ok();
+    let status = read(&config.procfs.join("self/status"))?;
+    if let Some(missing) = privileges::missing(&status, user_namespace.as_deref()) {
+        return Err(AttachError::Privileges { missing });
     }
     let cgroups = config.procfs.join("cgroups");
     let io_hierarchy = cgroup::io_hierarchy(&read(&cgroups)?);

@@ -59,18 +59,24 @@ pub(crate) enum PrivilegesError {
     },
 }
 
-/// The capabilities that loading takes and that are missing, from the text of `/proc/self/status`. Before 5.8,
-/// and on it still, `CAP_SYS_ADMIN` stands for all.
-pub(crate) fn missing(status: &str) -> Vec<String> {
-    let effective = set(status, "CapEff:");
-    if effective.contains(CapabilitySet::SYS_ADMIN) {
-        return Vec::new();
+/// The capabilities that loading takes and that are missing, from the text of `/proc/self/status` and the target of
+/// `/proc/self/ns/user`. Before 5.8, and on it still, `CAP_SYS_ADMIN` stands for all.
+pub(crate) fn missing(status: &str, user_namespace: Option<&Path>) -> Option<String> {
+    let needed = CapabilitySet::BPF.union(CapabilitySet::PERFMON);
+    if !is_first_user_namespace(user_namespace) {
+        let names = names(needed).join(" and ");
+        return Some(format!("{names} outside this user namespace"));
     }
-    names(
-        CapabilitySet::BPF
-            .union(CapabilitySet::PERFMON)
-            .difference(effective),
-    )
+    let effective = set(status, "CapEff:");
+    let missing = names(needed.difference(effective));
+    (!missing.is_empty() && !effective.contains(CapabilitySet::SYS_ADMIN))
+        .then(|| missing.join(" and "))
+}
+
+/// Whether capabilities count for eBPF, by the target of `/proc/self/ns/user`: only those in the first user namespace
+/// do, and that has the same number everywhere (`PROC_USER_INIT_INO` in `include/linux/proc_ns.h`).
+pub(crate) fn is_first_user_namespace(link: Option<&Path>) -> bool {
+    link.is_none_or(|link| link == Path::new("user:[4026531837]"))
 }
 
 /// A set of capabilities by its name in the text of `/proc/self/status`; empty where it is not there.
@@ -273,16 +279,28 @@ mod tests {
     #[test]
     fn missing_ones_are_read_from_the_effective_set() {
         for (mask, expected) in [
-            ("0000000000000000", vec!["CAP_BPF", "CAP_PERFMON"]),
-            ("0000008000000000", vec!["CAP_PERFMON"]),
-            ("0000004000000000", vec!["CAP_BPF"]),
-            ("000000c000000000", vec![]),
-            ("0000000000200000", vec![]),
+            ("0000000000000000", Some("CAP_BPF and CAP_PERFMON")),
+            ("0000008000000000", Some("CAP_PERFMON")),
+            ("0000004000000000", Some("CAP_BPF")),
+            ("000000c000000000", None),
+            ("0000000000200000", None),
         ] {
             let status = format!("Name:\tx\nCapPrm:\tffff\nCapEff:\t{mask}\n");
-            assert_eq!(missing(&status), expected, "{mask}");
+            assert_eq!(missing(&status, None).as_deref(), expected, "{mask}");
         }
-        assert_eq!(missing("Name:\tx\n"), ["CAP_BPF", "CAP_PERFMON"]);
+        let none = missing("Name:\tx\n", None);
+        assert_eq!(none.as_deref(), Some("CAP_BPF and CAP_PERFMON"));
+    }
+
+    #[test]
+    fn in_a_user_namespace_none_counts() {
+        let status = "CapEff:\t000001ffffffffff\n";
+        let missing = |link: &str| missing(status, Some(Path::new(link)));
+        assert_eq!(missing("user:[4026531837]"), None);
+        assert_eq!(
+            missing("user:[4026532451]").as_deref(),
+            Some("CAP_BPF and CAP_PERFMON outside this user namespace")
+        );
     }
 
     #[test]

@@ -44,6 +44,7 @@ pub(super) fn host(config: &Config, kernel: Option<&Kernel>) -> Vec<Fact> {
     let release = proc("sys/kernel/osrelease");
     let known_release = release.as_deref().unwrap_or_default();
     let status = proc("self/status").unwrap_or_default();
+    let user_namespace = fs::read_link(config.procfs.join("self/ns/user")).ok();
     let mountinfo = proc("self/mountinfo").unwrap_or_default();
     let jit = fs::read_to_string(config.procfs.join("sys/net/core/bpf_jit_enable"));
 
@@ -51,13 +52,16 @@ pub(super) fn host(config: &Config, kernel: Option<&Kernel>) -> Vec<Fact> {
         ("kernel", plain(unless_unknown(release.clone()))),
         ("BTF", type_information(&btf)),
         ("lockdown", lockdown_mode(&lockdown)),
-        ("privileges", plain(loading(&status))),
+        (
+            "privileges",
+            plain(loading(&status, user_namespace.as_deref())),
+        ),
         (
             "capabilities",
             capabilities(
                 &status,
                 proc("sys/kernel/cap_last_cap").ok().as_deref(),
-                proc("self/uid_map").ok().as_deref(),
+                user_namespace.as_deref(),
             ),
         ),
     ];
@@ -153,18 +157,15 @@ fn lockdown_meaning(text: &str) -> Finding {
     }
 }
 
-fn loading(status: &str) -> String {
-    let missing = privileges::missing(status);
-    if missing.is_empty() {
-        "CAP_BPF and CAP_PERFMON are there".to_owned()
-    } else {
-        format!("missing: {}", missing.join(" and "))
-    }
+fn loading(status: &str, user_namespace: Option<&Path>) -> String {
+    privileges::missing(status, user_namespace).map_or_else(
+        || "CAP_BPF and CAP_PERFMON are there".to_owned(),
+        |missing| format!("missing: {missing}"),
+    )
 }
 
-/// Who this is and what it may. `last` is the number of the last capability, `uid_map` that of the user
-/// namespace.
-fn capabilities(status: &str, last: Option<&str>, uid_map: Option<&str>) -> Finding {
+/// Who this is and what it may. `last` is the number of the last capability.
+fn capabilities(status: &str, last: Option<&str>, user_namespace: Option<&Path>) -> Finding {
     // Few can be missing from all, and then those are what is worth a line.
     const FEW: usize = 8;
     let all = last
@@ -183,9 +184,7 @@ fn capabilities(status: &str, last: Option<&str>, uid_map: Option<&str>) -> Find
         .and_then(|ids| ids.split_whitespace().nth(1))
         .unwrap_or("?");
     let value = format!("{shown}, as uid {uid}");
-    // The first user namespace maps all ids to themselves.
-    let first = uid_map.is_none_or(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
-    if first {
+    if privileges::is_first_user_namespace(user_namespace) {
         plain(value)
     } else {
         meaning(
@@ -376,7 +375,7 @@ mod tests {
     fn capabilities_are_listed_the_short_way() {
         let of = |mask: &str, uid: &str| {
             let status = format!("Uid:\t0\t{uid}\t0\t0\nCapEff:\t{mask}\n");
-            shown(capabilities(&status, Some("40"), Some("0 0 4294967295")))
+            shown(capabilities(&status, Some("40"), None))
         };
         assert_eq!(of("000001ffffffffff", "0"), "all, as uid 0");
         assert_eq!(
@@ -393,9 +392,9 @@ mod tests {
     #[test]
     fn in_a_user_namespace_capabilities_do_not_count() {
         let status = "Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n";
-        let map = "         0       1000          1";
+        let link = Path::new("user:[4026532451]");
         assert_eq!(
-            shown(capabilities(status, Some("40"), Some(map))),
+            shown(capabilities(status, Some("40"), Some(link))),
             "all, as uid 0 (in a user namespace of its own, where they do not count for eBPF)"
         );
     }

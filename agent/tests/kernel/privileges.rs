@@ -1,6 +1,6 @@
 //! Privileges: two capabilities are enough, the rest is given up in every thread, and nothing that comes later misses it.
 
-use crate::agent::{Agent, sentry};
+use crate::agent::{Agent, SENTRY, sentry, without_settings};
 use crate::disk::{MIB, assert_issue_hook_steps_in, assert_said, moved};
 use crate::host::{Folder, IoController, label, output, socket_cgroup, turn};
 use crate::lifecycle::as_nobody;
@@ -250,4 +250,20 @@ fn check_looks_at_all_that_decides() {
     assert_eq!(fact(&report, "capabilities").0, "none, as uid 65534");
     let names = report["host"].as_array().unwrap().iter();
     assert!(names.clone().all(|fact| fact["name"] != "kept"));
+}
+
+#[test]
+fn a_user_namespaces_root_is_told_that_it_is_none() {
+    turn!("a_user_namespaces_root_is_told_that_it_is_none");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", SENTRY]);
+    command.args(["--web.listen-address", "127.0.0.1:0"]);
+    without_settings(&mut command);
+    let refused = output(command);
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    assert_eq!(
+        stderr,
+        "sentry: missing privileges: CAP_BPF and CAP_PERFMON outside this user namespace needed to load eBPF programs; run as root, or grant them to the binary\n"
+    );
 }
