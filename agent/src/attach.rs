@@ -13,12 +13,8 @@ use probes::{
 use crate::{
     config::{Config, HOOK_AUTO},
     enrich::cgroup::{Mount, mounts},
+    privileges,
 };
-
-/// `include/uapi/linux/capability.h`
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
 
 /// The agent cannot start on this host, or not like this.
 #[derive(Debug, thiserror::Error)]
@@ -80,11 +76,10 @@ pub(crate) fn selected(config: &Config) -> Vec<(&'static Probe, Option<&str>)> {
 /// # Errors
 /// When nothing can be attached at all. A probe that cannot is a verdict in the result.
 pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
-    let missing = missing_capabilities(&read(&config.procfs.join("self/status"))?);
-    if !missing.is_empty() {
-        return Err(AttachError::Privileges {
-            missing: missing.join(" and "),
-        });
+    let user_namespace = fs::read_link(config.procfs.join("self/ns/user")).ok();
+    let status = read(&config.procfs.join("self/status"))?;
+    if let Some(missing) = privileges::missing(&status, user_namespace.as_deref()) {
+        return Err(AttachError::Privileges { missing });
     }
     let cgroups = config.procfs.join("cgroups");
     let io_hierarchy = cgroup::io_hierarchy(&read(&cgroups)?);
@@ -163,25 +158,6 @@ pub(crate) fn read(path: &Path) -> Result<String, AttachError> {
     })
 }
 
-/// The capabilities that are needed and missing, from the text of `/proc/self/status`. Before
-/// 5.8, and on it still, `CAP_SYS_ADMIN` stands for all.
-pub(crate) fn missing_capabilities(status: &str) -> Vec<&'static str> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0);
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    if has(CAP_SYS_ADMIN) {
-        return Vec::new();
-    }
-    [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")]
-        .into_iter()
-        .filter(|(capability, _)| !has(*capability))
-        .map(|(_, name)| name)
-        .collect()
-}
-
 /// Why disk I/O can't be told apart by cgroup; `None` where it can.
 fn io_controller_off(io_hierarchy: Option<u16>, mounts: &[Mount]) -> Option<String> {
     let Some(hierarchy) = io_hierarchy else {
@@ -206,21 +182,6 @@ fn io_controller_off(io_hierarchy: Option<u16>, mounts: &[Mount]) -> Option<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn capabilities_are_read_from_the_effective_set() {
-        let status = |mask: &str| format!("Name:\tx\nCapPrm:\tffff\nCapEff:\t{mask}\n");
-        assert_eq!(
-            missing_capabilities(&status("0000000000000000")),
-            ["CAP_BPF", "CAP_PERFMON"]
-        );
-        assert_eq!(
-            missing_capabilities(&status("0000008000000000")),
-            ["CAP_PERFMON"]
-        );
-        assert!(missing_capabilities(&status("000000c000000000")).is_empty());
-        assert!(missing_capabilities(&status("0000000000200000")).is_empty());
-    }
 
     #[test]
     fn the_io_controller_may_be_off() {

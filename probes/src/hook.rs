@@ -3,6 +3,7 @@
 
 use std::{
     error::Error,
+    fs,
     io::{self, ErrorKind},
     path::Path,
 };
@@ -17,22 +18,70 @@ use crate::spec::{Hook, Program, Reason, Refusal, Verdict};
 /// There with `CONFIG_KPROBE_EVENTS`.
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe/type";
 
-/// The types that programs can be fitted to.
+/// What decides beforehand whether a program can be attached, and explains afterwards why not.
 #[derive(Debug)]
-pub(crate) struct Types {
-    /// The kernel's own, which its verifier knows; else why there are none.
-    pub(crate) own: Result<(), String>,
-    /// Whether there are any, its own or from a file.
-    pub(crate) any: bool,
+pub(crate) struct Host {
+    /// The kernel's own types, which its verifier knows; else why there are none.
+    pub(crate) own_types: Result<(), String>,
+    /// Whether there are any types, its own or from a file.
+    pub(crate) any_types: bool,
+    /// The mode in which the kernel is locked down, if it is.
+    pub(crate) lockdown: Option<String>,
+    /// `kernel.perf_event_paranoid`, where it can be read.
+    pub(crate) perf_event_paranoid: Option<i32>,
 }
 
-impl Types {
+impl Host {
+    pub(crate) fn new(own_types: Result<(), String>, types_of_file: bool) -> Self {
+        let lockdown = fs::read_to_string("/sys/kernel/security/lockdown");
+        let paranoid = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
+        Self {
+            any_types: own_types.is_ok() || types_of_file,
+            own_types,
+            lockdown: lockdown.ok().and_then(|text| lockdown_mode(&text)),
+            perf_event_paranoid: paranoid.ok().and_then(|text| text.trim().parse().ok()),
+        }
+    }
+
+    /// Adds what of the host's settings is behind a refusal.
+    pub(crate) fn explain(&self, hook: &Hook, refusal: Refusal) -> Refusal {
+        let Refusal {
+            verdict,
+            reason,
+            mut detail,
+        } = refusal;
+        let denied = reason == Reason::NoPermission;
+        // The helpers that read kernel memory are not there in the mode confidentiality.
+        let unread = reason == Reason::Rejected && detail.contains("bpf_probe_read_kernel");
+        if let Some(mode) = self.lockdown.as_ref().filter(|_| denied || unread) {
+            return Refusal {
+                verdict: Verdict::Unsupported,
+                reason: Reason::Lockdown,
+                detail: format!("{detail}; the kernel is locked down ({mode})"),
+            };
+        }
+        let perf = matches!(hook, Hook::Kprobe(_) | Hook::Tracepoint(_));
+        if let Some(paranoid @ 3..) = self.perf_event_paranoid
+            && denied
+            && perf
+        {
+            detail = format!(
+                "{detail}; kernel.perf_event_paranoid is {paranoid}, and above 2 Debian's kernels ask for CAP_SYS_ADMIN here"
+            );
+        }
+        Refusal {
+            verdict,
+            reason,
+            detail,
+        }
+    }
+
     /// Whether a program can be fitted to this kernel at all, as far as can be said before it is
     /// loaded.
     ///
     /// # Errors
     /// What is missing.
-    pub(crate) fn suffice_for(&self, hook: &Hook) -> Result<(), Refusal> {
+    pub(crate) fn suffices_for(&self, hook: &Hook) -> Result<(), Refusal> {
         let no_btf = |detail: String| {
             Err(Refusal {
                 verdict: Verdict::Unsupported,
@@ -40,13 +89,13 @@ impl Types {
                 detail,
             })
         };
-        match (hook, &self.own) {
+        match (hook, &self.own_types) {
             (Hook::TpBtf(_), Err(why)) => no_btf(format!(
                 "the kernel has no type information of its own: {why}"
             )),
-            (Hook::RawTracepoint(_) | Hook::Kprobe(_), Err(why)) if !self.any => no_btf(format!(
-                "no type information, neither of the kernel ({why}) nor by --btf"
-            )),
+            (Hook::RawTracepoint(_) | Hook::Kprobe(_), Err(why)) if !self.any_types => no_btf(
+                format!("no type information, neither of the kernel ({why}) nor by --btf"),
+            ),
             (Hook::Kprobe(_), _) if !Path::new(KPROBE_PMU).exists() => Err(Refusal {
                 verdict: Verdict::Unsupported,
                 reason: Reason::NoHook,
@@ -55,6 +104,13 @@ impl Types {
             _ => Ok(()),
         }
     }
+}
+
+/// The mode in force, from the text of `/sys/kernel/security/lockdown`; nothing for `none`.
+fn lockdown_mode(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    let (mode, _) = rest.split_once(']')?;
+    (mode != "none").then(|| mode.to_owned())
 }
 
 fn missing(name: &str) -> Refusal {
@@ -199,7 +255,84 @@ fn last_words(log: &str) -> String {
             !line.is_empty()
                 && !line.starts_with("processed ")
                 && !line.starts_with("verification time")
+                && !line.starts_with("stack depth")
         })
         .map(|line| format!(" ({line})"))
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(lockdown: &str, perf_event_paranoid: i32) -> Host {
+        Host {
+            own_types: Ok(()),
+            any_types: true,
+            lockdown: lockdown_mode(lockdown),
+            perf_event_paranoid: Some(perf_event_paranoid),
+        }
+    }
+
+    fn refusal(reason: Reason, detail: &str) -> Refusal {
+        Refusal {
+            verdict: Verdict::Failed,
+            reason,
+            detail: detail.to_owned(),
+        }
+    }
+
+    #[test]
+    fn settings_of_the_host_explain_refusals() {
+        const OPEN: &str = "[none] integrity confidentiality\n";
+        const CLOSED: &str = "none integrity [confidentiality]\n";
+        let unread = "unknown func bpf_probe_read_kernel#113";
+        let (raw, kprobe) = (Hook::RawTracepoint("x"), Hook::Kprobe("x"));
+        for (host, hook, reason, detail, expected) in [
+            (
+                host(OPEN, 2),
+                kprobe,
+                Reason::NoPermission,
+                "no",
+                (Reason::NoPermission, "no"),
+            ),
+            (
+                host(OPEN, 3),
+                kprobe,
+                Reason::NoPermission,
+                "no",
+                (
+                    Reason::NoPermission,
+                    "no; kernel.perf_event_paranoid is 3, and above 2 Debian's kernels ask for CAP_SYS_ADMIN here",
+                ),
+            ),
+            (
+                host(OPEN, 3),
+                raw,
+                Reason::NoPermission,
+                "no",
+                (Reason::NoPermission, "no"),
+            ),
+            (
+                host(CLOSED, 3),
+                raw,
+                Reason::Rejected,
+                unread,
+                (
+                    Reason::Lockdown,
+                    "unknown func bpf_probe_read_kernel#113; the kernel is locked down (confidentiality)",
+                ),
+            ),
+            (
+                host(CLOSED, 3),
+                raw,
+                Reason::NoHook,
+                "none",
+                (Reason::NoHook, "none"),
+            ),
+        ] {
+            let told = host.explain(&hook, refusal(reason, detail));
+            assert_eq!((told.reason, told.detail.as_str()), expected);
+        }
+    }
 }

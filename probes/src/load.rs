@@ -17,11 +17,12 @@ use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, Queue, RingBuf},
 };
+use aya_obj::generated::bpf_map_type;
 
 use crate::{
     Cells, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable, Status,
     Verdict, cgroup,
-    hook::{self, Types, chain},
+    hook::{self, Host, chain},
     pool::map_memory_bytes,
     record::{self, Field},
     series::slot_count,
@@ -188,18 +189,14 @@ pub(crate) fn attach_from(
     request: &Request,
     variant: usize,
 ) -> Result<(Kernel, Result<cgroup::Events, Status>), LoadError> {
-    lift_memlock();
-    let own = own_types();
+    let own_types = own_types();
     // Its own are right for certain.
     let file = request
         .btf
-        .filter(|_| own.is_err())
+        .filter(|_| own_types.is_err())
         .map(read_btf)
         .transpose()?;
-    let types = Types {
-        any: own.is_ok() || file.is_some(),
-        own,
-    };
+    let host = Host::new(own_types, file.is_some());
     let layout = Layout::new(request)?;
     let mut ladders: Vec<Ladder> = request
         .probes
@@ -214,12 +211,12 @@ pub(crate) fn attach_from(
     // anew. There are as many as steps at most.
     loop {
         for ladder in &mut ladders {
-            ladder.descend(&types);
+            ladder.descend(&host);
         }
         let ebpf = layout.load(request, &ladders, file.as_ref())?;
         // Parsed here for the attach points; the loader has its own copy, gone before this one is
         // made, so that the peak is that of one.
-        let btf = types.own.is_ok().then(Btf::from_sys_fs).transpose();
+        let btf = host.own_types.is_ok().then(Btf::from_sys_fs).transpose();
         let btf = btf.map_err(|error| LoadError::Object(format!("{OWN_BTF}: {error}")))?;
         let mut installing = layout.fill(ebpf, request)?;
         let mut settled = true;
@@ -233,27 +230,14 @@ pub(crate) fn attach_from(
                 .programs
                 .attach_all(btf.as_ref(), step.variant.programs);
             if let Err(refusal) = attached {
-                ladder.pass_over(refusal);
+                let hook = step.variant.programs[0].hook;
+                ladder.pass_over(host.explain(&hook, refusal));
                 settled = false;
             }
         }
         if settled {
             return Ok(layout.settle(request, ladders, installing));
         }
-    }
-}
-
-/// Before 5.11 the kernel charged maps to the limit of locked memory (until commit 80ee81e0403c,
-/// "bpf: Eliminate rlimit-based memory accounting infra for bpf maps"). Where it may not be
-/// raised, the refusal of a map will tell.
-fn lift_memlock() {
-    let unlimited = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    // SAFETY: the pointer is to a valid rlimit, which the call only reads.
-    unsafe {
-        libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited);
     }
 }
 
@@ -319,9 +303,9 @@ impl Ladder {
 
     /// Goes down to the first step for which all is there, as far as can be said before it is
     /// loaded.
-    fn descend(&mut self, types: &Types) {
+    fn descend(&mut self, host: &Host) {
         while let Some(step) = self.steps.first_mut() {
-            match step.prepare(types) {
+            match step.prepare(host) {
                 Ok(()) => return,
                 Err(refusal) => self.pass_over(refusal),
             }
@@ -355,12 +339,14 @@ impl Ladder {
 }
 
 impl Step {
-    fn prepare(&mut self, types: &Types) -> Result<(), Refusal> {
+    fn prepare(&mut self, host: &Host) -> Result<(), Refusal> {
         self.fields.clear();
         for program in self.variant.programs {
-            types.suffice_for(&program.hook)?;
+            host.suffices_for(&program.hook)?;
             if let Hook::Tracepoint(record) = program.hook {
-                self.fields.extend(record::fields(record)?);
+                let fields = record::fields(record);
+                self.fields
+                    .extend(fields.map_err(|refusal| host.explain(&program.hook, refusal))?);
             }
         }
         Ok(())
@@ -631,21 +617,18 @@ impl Programs {
             .transpose()
             .map_err(|error| map_error(&error))?;
         let (slot, entries) = fallback.table;
-        let table =
-            HashMap::<MapData, u64, u64>::create(entries, 0).map_err(|error| map_error(&error))?;
-        let mut slots: ArrayOfMaps<&mut MapData, HashMap<MapData, u64, u64>> = self
+        let word = size_of::<u64>() as u32;
+        let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+        let table = aya_obj::Map::new_from_params(kind, word, word, entries, 0);
+        let table = MapData::create(table, slot, None).map_err(|error| map_error(&error))?;
+        let bytes = map_memory_bytes(table.fd().as_fd());
+        let mut slots: ArrayOfMaps<&mut MapData, MapData> = self
             .ebpf
             .map_mut(slot)
             .and_then(|map| map.try_into().ok())
             .ok_or_else(|| map_error(&format!("the eBPF object has no map {slot}")))?;
         // The kernel holds the table as long as the slot does.
         slots.set(0, &table, 0).map_err(|error| map_error(&error))?;
-        let bytes = self
-            .ebpf
-            .map(slot)
-            .and_then(|map| ArrayOfMaps::<&MapData, MapData>::try_from(map).ok())
-            .and_then(|slots| slots.get(&0, 0).ok())
-            .and_then(|table| map_memory_bytes(table.fd().as_fd()));
         let mut outcome = Err(map_error(&"there is no program for it"));
         for program in programs.chunks(1) {
             outcome = self.attach_all(btf.as_ref(), program);

@@ -19,6 +19,7 @@ mod http;
 mod ladder;
 mod lifecycle;
 mod load;
+mod privileges;
 mod prometheus;
 mod series;
 mod storm;
