@@ -110,6 +110,11 @@ struct bvec_iter {
 	unsigned int bi_bvec_done;
 };
 
+/* Its name on 7.3. */
+struct bvec_iter___offset {
+	unsigned int bi_offset;
+};
+
 struct bio {
 	struct bvec_iter bi_iter;
 	struct blkcg_gq *bi_blkg;

@@ -144,6 +144,18 @@ static __always_inline void disk_cells(const struct series_cells *cells, bool fo
 	}
 }
 
+/* How far a bio has come. */
+static __always_inline __u32 disk_bio_done(struct bio *bio, bool direct)
+{
+	struct bvec_iter *iter = &bio->bi_iter;
+	struct bvec_iter___offset *later = (void *)iter;
+	__u32 index = KERNEL_READ(direct, iter, bi_idx);
+
+	if (bpf_core_field_exists(iter->bi_bvec_done))
+		return index | KERNEL_READ(direct, iter, bi_bvec_done);
+	return index | KERNEL_READ(direct, later, bi_offset);
+}
+
 static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 {
 	struct request *rq = (void *)ctx[0];
@@ -171,8 +183,7 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 		/* A write with FUA or a flush before it completes twice, the second
 		 * time with nothing left. It went to the device or moved data; the
 		 * empty write of an fsync did neither. */
-		if (issued || KERNEL_READ(direct, bio, bi_iter.bi_idx) ||
-		    KERNEL_READ(direct, bio, bi_iter.bi_bvec_done))
+		if (issued || disk_bio_done(bio, direct))
 			return 0;
 		operation = DISK_OPERATION_FLUSH;
 	}
