@@ -68,15 +68,13 @@ impl Programs {
         add_host_programs(&mut archive)?;
         add(&mut archive, &self.path("init"), Path::new("/init"))?;
         let (sentry, load) = (self.path("sentry"), self.path("load"));
-        for program in [Some(&sentry), Some(&load), self.tests.as_ref()] {
-            if let Some(program) = program {
-                ensure!(
-                    !program.starts_with("/dev"),
-                    "{}: programs below /dev are hidden in the guest",
-                    program.display()
-                );
-                add(&mut archive, program, program)?;
-            }
+        for program in [&sentry, &load].into_iter().chain(&self.tests) {
+            ensure!(
+                !program.starts_with("/dev"),
+                "{}: programs below /dev are hidden in the guest",
+                program.display()
+            );
+            add(&mut archive, program, program)?;
         }
         let mut names = MODULES.to_vec();
         if matches!(task, Task::Demo) {

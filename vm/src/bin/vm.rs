@@ -130,7 +130,12 @@ fn test(args: &TestArgs) -> anyhow::Result<()> {
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some((place, run, kernel)) = lock(&queue).pop_front() {
+                loop {
+                    // Not held while the guest runs.
+                    let next = lock(&queue).pop_front();
+                    let Some((place, run, kernel)) = next else {
+                        break;
+                    };
                     let outcome = boot(&programs, args, run, kernel);
                     lock(&ended).push((place, outcome));
                 }
@@ -231,14 +236,17 @@ fn boot(programs: &Programs, args: &TestArgs, run: Run, kernel: &Kernel) -> Outc
         outcome.told.failed.len(),
         outcome.told.skipped.len(),
     );
-    for skipped in &outcome.told.skipped {
-        text.push_str(&format!("\n  skipped {skipped}"));
-    }
+    let skipped = outcome.told.skipped.iter();
+    text.extend(skipped.map(|skipped| format!("\n  skipped {skipped}")));
     if !faults.is_empty() {
         let console = folder.join("console.log");
-        text.push_str(&format!("\n--- the end of {} ---\n", console.display()));
-        text.extend(tail.iter().map(|line| format!("{line}\n")));
-        text.push_str(&format!("--- {name}: {}", faults.join("\n--- ")));
+        let tail = Vec::from(tail).join("\n");
+        let lines = [
+            format!("\n--- the end of {} ---", console.display()),
+            tail,
+            format!("--- {name}: {}", faults.join("\n--- ")),
+        ];
+        text.push_str(&lines.join("\n"));
     }
     say(&text);
     outcome

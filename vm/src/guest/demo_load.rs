@@ -31,12 +31,9 @@ const PODS: [(&str, &str, &str); 3] = [
 
 /// The path of a pod's container below the root.
 fn container(class: &str, uid: &str, seed: &str) -> String {
-    let id: String = seed
-        .bytes()
-        .cycle()
-        .take(32)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    // 64 hexadecimal digits, as container ids have.
+    let bytes = seed.bytes().cycle().take(32);
+    let id = bytes.fold(String::new(), |id, byte| format!("{id}{byte:02x}"));
     format!(
         "kubepods.slice/kubepods-{class}.slice/kubepods-{class}-pod{uid}.slice/cri-containerd-{id}.scope"
     )
