@@ -74,7 +74,11 @@ pub fn work() -> anyhow::Result<()> {
     let plan: Plan = serde_json::from_slice(&plan).context(PLAN)?;
     furnish(&plan)?;
     match &plan.task {
-        Task::Test { program, filters } => test(&plan, program, filters),
+        Task::Test {
+            program,
+            filters,
+            except,
+        } => test(&plan, program, filters, except),
         Task::Demo => demo(&plan),
     }
 }
@@ -151,7 +155,7 @@ fn disk(serial: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn test(plan: &Plan, program: &Path, filters: &[String]) -> anyhow::Result<()> {
+fn test(plan: &Plan, program: &Path, filters: &[String], except: &[String]) -> anyhow::Result<()> {
     let disks = [
         ("SENTRY_TEST_DISK", disk(DISK)?),
         ("SENTRY_TEST_SLOW_DISK", disk(SLOW_DISK)?),
@@ -164,6 +168,7 @@ fn test(plan: &Plan, program: &Path, filters: &[String]) -> anyhow::Result<()> {
     if !filters.is_empty() {
         let status = Command::new(program)
             .args(filters)
+            .args(except.iter().flat_map(|name| ["--skip", name]))
             .args(["--test-threads=1", "--nocapture"])
             .envs(disks)
             .envs(plan.hide_btf.then_some(("SENTRY_TEST_BTF", BTF_COPY)))

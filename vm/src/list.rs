@@ -28,6 +28,9 @@ pub struct Run {
     pub guest: Guest,
     /// Modules of the kernel tests that it runs.
     pub tests: Vec<String>,
+    /// Tests that this kernel cannot run, with the reason.
+    #[serde(default)]
+    pub except: BTreeMap<String, String>,
     /// The hooks that must be attached and exact, by probe.
     #[serde(default)]
     pub hooks: BTreeMap<String, Vec<String>>,
@@ -142,6 +145,7 @@ mod tests {
             kernel: String::new(),
             guest: Guest::Plain,
             tests: Vec::new(),
+            except: BTreeMap::new(),
             hooks: BTreeMap::new(),
         };
         assert_eq!(

@@ -44,6 +44,8 @@ pub enum Task {
         program: PathBuf,
         /// What the names of the tests to run have in them; none runs none.
         filters: Vec<String>,
+        /// Tests to leave out.
+        except: Vec<String>,
     },
     /// Serve and be busy until the end.
     Demo,

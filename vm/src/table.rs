@@ -274,6 +274,7 @@ mod tests {
                 kernel: "5.10".to_owned(),
                 guest: Guest::Plain,
                 tests: Vec::new(),
+                except: BTreeMap::new(),
                 hooks: BTreeMap::from([("tcp".to_owned(), hooks)]),
             },
             release: "5.10.0-1".to_owned(),

@@ -193,7 +193,11 @@ fn boot(programs: &Programs, args: &TestArgs, run: Run, kernel: &Kernel) -> Outc
     say(&format!("{}: boots {}", run.name, kernel.release));
     let booted = || -> anyhow::Result<()> {
         let program = programs.tests.clone().context("no tests")?;
-        let task = Task::Test { program, filters };
+        let task = Task::Test {
+            program,
+            filters,
+            except: run.except.keys().cloned().collect(),
+        };
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let initramfs = programs.initramfs(kernel, run.guest, task)?;
         let machine = Machine {
@@ -236,6 +240,8 @@ fn boot(programs: &Programs, args: &TestArgs, run: Run, kernel: &Kernel) -> Outc
         outcome.told.failed.len(),
         outcome.told.skipped.len(),
     );
+    let except = outcome.run.except.iter();
+    text.extend(except.map(|(test, why)| format!("\n  left out {test}: {why}")));
     let skipped = outcome.told.skipped.iter();
     text.extend(skipped.map(|skipped| format!("\n  skipped {skipped}")));
     if !faults.is_empty() {
