@@ -7,18 +7,34 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 prepare = @sh xtask/install.sh
 
-.PHONY: help run test lint fmt docs bench soak install clean
+.PHONY: help run demo test test-fast vm kernels lint fmt docs bench soak release install clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 run: ## build the agent and run it; ARGS='--log.level debug' adds flags
 	$(prepare)
 	@cargo xtask run $(ARGS)
 
-test: ## all that must pass: lint and every test, those on the running kernel too
-	$(prepare) test
+demo: ## the agent in a virtual machine with a load, to look at with a browser
+	$(prepare) vm
+	@cargo xtask demo
+
+test: ## all that must pass: lint and every test, on this kernel and on others
+	$(prepare) test vm
 	@cargo xtask test
+
+test-fast: ## the same on this kernel alone
+	$(prepare) test
+	@cargo xtask test-fast
+
+vm: ## the tests on other kernels, in virtual machines; RUN=5.10 takes that kernel alone
+	$(prepare) vm
+	@cargo xtask vm $(if $(RUN),--run '$(RUN)')
+
+kernels: ## the same, and docs/kernels.md is written anew
+	$(prepare) vm
+	@cargo xtask vm --write
 
 lint: ## layout, clippy, licences and advisories of dependencies, documentation
 	$(prepare) test
@@ -39,6 +55,10 @@ bench: ## what the probes cost, beside others
 soak: ## a minute of connect and read storms
 	$(prepare) test
 	@cargo xtask soak
+
+release: ## the agent as one static file
+	$(prepare)
+	@cargo xtask release
 
 install: ## install agent and systemd unit beneath PREFIX; DESTDIR is honoured
 	$(prepare)

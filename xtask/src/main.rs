@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-const USAGE: &str = "usage: cargo xtask run [FLAG...] | test | lint | fmt | docs [--check] | bench [FLAG...] | soak | install";
+const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | release | install";
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -28,22 +28,66 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     env::set_current_dir(&root).with_context(|| root.display().to_string())?;
     match args {
-        ["run", flags @ ..] => {
-            let mut run = cargo_as_root()?;
-            run.args(words("run --release --package sentry --"));
-            // In this process's place, so that signals reach the agent.
-            Err(run.args(flags).exec()).context("cargo cannot be run")
+        ["run", flags @ ..] => run(flags),
+        ["demo"] => demo(),
+        ["test"] => {
+            test()?;
+            vm(&[])
         }
-        ["test"] => test(),
+        ["test-fast"] => test(),
+        ["vm", flags @ ..] => vm(flags),
         ["lint"] => lint(&[]),
         ["fmt"] => format(),
         ["docs"] => docs(true),
         ["docs", "--check"] => docs(false),
         ["bench", flags @ ..] => bench(flags),
         ["soak"] => soak(),
+        ["release"] => release().map(drop),
         ["install"] => install(),
         _ => bail!(USAGE),
     }
+}
+
+fn run(flags: &[&str]) -> anyhow::Result<()> {
+    let agent = |arguments: &str| -> anyhow::Result<Command> {
+        let mut cargo = cargo_as_root()?;
+        cargo.args(words(&format!(
+            "run --release --package sentry -- {arguments}"
+        )));
+        Ok(cargo)
+    };
+    // Wrong flags print nothing here, and are then the agent's to complain about.
+    let check = agent("check --format json")?.args(flags).output()?;
+    if !check.status.success() && check.stdout.starts_with(b"{") {
+        agent("check")?.args(flags).status()?;
+        bail!(
+            "no probe works on this host, see above; make demo shows the agent in a machine of its own"
+        );
+    }
+    // In this process's place, so that signals reach the agent.
+    Err(agent("agent")?.args(flags).exec()).context("cargo cannot be run")
+}
+
+/// The agent at work in a virtual machine.
+fn demo() -> anyhow::Result<()> {
+    let folder = static_programs()?;
+    let mut demo = cargo();
+    demo.args(words(
+        "run --quiet --package sentry-vm --bin vm -- demo --programs",
+    ));
+    Err(demo.arg(folder).exec()).context("cargo cannot be run")
+}
+
+/// The tests on other kernels, in virtual machines; they take no privileges.
+fn vm(flags: &[&str]) -> anyhow::Result<()> {
+    let folder = static_programs()?;
+    let tests = static_tests()?;
+    let mut vm = cargo();
+    vm.args(words(
+        "run --quiet --package sentry-vm --bin vm -- test --programs",
+    ));
+    vm.arg(folder).arg("--tests").arg(tests).args(flags);
+    step("tests on other kernels", &mut vm)
 }
 
 /// Everything that must pass. Advisories change with the world and not with the tree, so they are
@@ -135,27 +179,132 @@ fn soak() -> anyhow::Result<()> {
     )
 }
 
-fn install() -> anyhow::Result<()> {
+/// The agent as it is released: one file that needs no other. Where it is.
+fn release() -> anyhow::Result<PathBuf> {
+    let mut build = static_cargo("build")?;
     step(
-        "agent",
-        cargo().args(words("build --release --package sentry")),
+        "agent, static",
+        build.args(words("--package sentry --bin sentry")),
     )?;
+    let program = static_folder()?.join("sentry");
+    let bytes = fs::read(&program).with_context(|| program.display().to_string())?;
+    ensure!(
+        interpreter(&bytes) == Some(false),
+        "{}: not a static program",
+        program.display()
+    );
+    eprintln!(
+        "==> {}: static, {:.1} MB",
+        program.display(),
+        f64::from(u32::try_from(bytes.len())?) / 1e6
+    );
+    Ok(program)
+}
+
+/// What a virtual machine needs of this repository. Their folder.
+fn static_programs() -> anyhow::Result<PathBuf> {
+    let mut build = static_cargo("build")?;
+    build.args(words(
+        "--package sentry --package sentry-bench --package sentry-vm",
+    ));
+    build.args(words("--bin sentry --bin load --bin init"));
+    step("programs, static", &mut build)?;
+    static_folder()
+}
+
+/// The kernel tests. Their program.
+fn static_tests() -> anyhow::Result<PathBuf> {
+    let mut build = static_cargo("test")?;
+    build.args(words("--no-run --package sentry --test kernel"));
+    step("kernel tests, static", &mut build)?;
+    build.args(words("--quiet --message-format json"));
+    let output = build.output().context("cargo cannot be run")?;
+    // One message a line; only a test has an executable here, besides the agent that it tests.
+    let text = String::from_utf8(output.stdout)?;
+    let mut files = text.lines().rev().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_test = message["target"]["name"] == "kernel";
+        let file = message["executable"].as_str().filter(|_| is_test)?;
+        Some(PathBuf::from(file))
+    });
+    files.next().context("cargo test names no program")
+}
+
+/// A command of cargo that makes released programs which need no other file. Naming the target keeps its flags from
+/// build scripts and macros, which cannot be static.
+fn static_cargo(command: &str) -> anyhow::Result<Command> {
+    let target = host()?;
+    let flags = format!("target.{target}.rustflags=['-C', 'target-feature=+crt-static']");
+    let mut cargo = cargo();
+    cargo.args([
+        command,
+        "--release",
+        "--target",
+        &target,
+        "--config",
+        &flags,
+    ]);
+    Ok(cargo)
+}
+
+fn static_folder() -> anyhow::Result<PathBuf> {
+    Ok(target_folder().join(host()?).join("release"))
+}
+
+fn target_folder() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
+}
+
+/// The platform that is built for, such as `x86_64-unknown-linux-gnu`: this one.
+fn host() -> anyhow::Result<String> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("-vV").output();
+    let output = output.context("rustc cannot be run")?;
+    let text = String::from_utf8(output.stdout)?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.to_owned())
+}
+
+/// Whether a program asks for an interpreter, as those that load libraries do; none if it is no 64-bit program of a
+/// little-endian machine.
+fn interpreter(program: &[u8]) -> Option<bool> {
+    const PT_INTERP: u64 = 3;
+    let number = |place: usize, size: usize| {
+        let bytes = program.get(place..place + size)?;
+        let number = bytes
+            .iter()
+            .rev()
+            .fold(0, |all, byte| all << 8 | u64::from(*byte));
+        usize::try_from(number).ok()
+    };
+    if !program.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    // The place, size and number of the program headers, of which each begins with its type.
+    let (start, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+    let mut found = false;
+    for header in 0..count {
+        found |= number(start + header * size, 4)? as u64 == PT_INTERP;
+    }
+    Some(found)
+}
+
+fn install() -> anyhow::Result<()> {
+    let program = release()?;
     let variable = |name| env::var(name).unwrap_or_default();
     let (prefix, stage) = (variable("PREFIX"), variable("DESTDIR"));
     ensure!(
         prefix.starts_with('/'),
         "PREFIX={prefix}: an absolute path is needed, such as /usr/local"
     );
-    let target = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-    let target = Path::new(&target);
-    let unit = target.join("sentry.service");
+    let unit = target_folder().join("sentry.service");
     let text = fs::read_to_string("deploy/systemd/sentry.service")?;
     fs::write(
         &unit,
         text.replace("/usr/local/bin/", &format!("{prefix}/bin/")),
     )?;
     for (mode, from, to) in [
-        ("755", target.join("release/sentry"), "bin/sentry"),
+        ("755", program, "bin/sentry"),
         ("644", unit, "lib/systemd/system/sentry.service"),
     ] {
         let to = format!("{stage}{prefix}/{to}");
@@ -265,4 +414,24 @@ fn step(name: &str, command: &mut Command) -> anyhow::Result<()> {
         started.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_loads_libraries_asks_for_an_interpreter() {
+        let mut program = vec![0; 0x40 + 2 * 56];
+        program[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        program[0x20] = 0x40;
+        program[0x36] = 56;
+        program[0x38] = 2;
+        assert_eq!(interpreter(&program), Some(false));
+        program[0x40 + 56] = 3;
+        assert_eq!(interpreter(&program), Some(true));
+        program.truncate(0x50);
+        assert_eq!(interpreter(&program), None);
+        assert_eq!(interpreter(b"#!/bin/sh"), None);
+    }
 }
