@@ -141,13 +141,15 @@ struct request___rq_disk {
 #pragma clang attribute pop
 
 /* A field behind a kernel pointer: read straight where the verifier knows the pointer's type
- * (`direct`, a constant: tp_btf), else by a helper, which costs some ten times as much. */
+ * (`direct`, a constant: tp_btf), else by a helper, which costs some ten times as much. The
+ * pointer is taken first, or each access on the way to it would be relocated as well. */
 #define KERNEL_READ(direct, pointer, field)                                                        \
 	({                                                                                         \
+		typeof(pointer) __pointer = (pointer);                                             \
 		typeof((pointer)->field) __value;                                                  \
 		if (direct)                                                                        \
-			__value = (pointer)->field;                                                \
+			__value = __pointer->field;                                                \
 		else                                                                               \
-			bpf_core_read(&__value, sizeof(__value), &(pointer)->field);               \
+			bpf_core_read(&__value, sizeof(__value), &__pointer->field);               \
 		__value;                                                                           \
 	})

@@ -51,9 +51,11 @@ impl Host {
             mut detail,
         } = refusal;
         let denied = reason == Reason::NoPermission;
-        // The helpers that read kernel memory are not there in the mode confidentiality.
-        let unread = reason == Reason::Rejected && detail.contains("bpf_probe_read_kernel");
-        if let Some(mode) = self.lockdown.as_ref().filter(|_| denied || unread) {
+        // The helpers that read kernel memory are not there in the mode confidentiality, and tracefs
+        // cannot be mounted.
+        let unread = reason == Reason::Rejected && detail.contains("bpf_probe_read");
+        let closed = denied || unread || reason == Reason::NoTracefs;
+        if let Some(mode) = self.lockdown.as_ref().filter(|_| closed) {
             return Refusal {
                 verdict: Verdict::Unsupported,
                 reason: Reason::Lockdown,

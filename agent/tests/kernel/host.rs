@@ -109,6 +109,9 @@ pub(crate) struct IoController(Option<PathBuf>);
 impl IoController {
     pub(crate) fn on() -> Self {
         let CgroupRoots { v2, blkio } = roots();
+        if is_v1_only() {
+            return Self(None);
+        }
         let control = v2.join("cgroup.subtree_control");
         let is_on = fs::read_to_string(&control)
             .unwrap()
