@@ -27,6 +27,17 @@ fn build() -> Result<(), String> {
     // Debian keeps <asm/types.h> per architecture.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").map_err(|error| error.to_string())?;
     includes.push(format!("-I/usr/include/{arch}-linux-gnu"));
+    // Which registers a function's arguments are in: the names of bpf/bpf_tracing.h.
+    let registers = match arch.as_str() {
+        "x86_64" => "x86",
+        "aarch64" => "arm64",
+        other => {
+            return Err(format!(
+                "the architecture {other} is not supported: x86_64 and aarch64 are"
+            ));
+        }
+    };
+    includes.push(format!("-D__TARGET_ARCH_{registers}"));
     compile(&out, &folders, &includes)?;
     bind(&out, &folders, &includes)
 }

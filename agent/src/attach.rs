@@ -6,19 +6,15 @@ use std::{
 };
 
 use probes::{
-    Kernel, LoadError, Probe, Reason, Request, Status, Verdict,
+    Kernel, LoadError, Probe, Reason, Request, Status,
     cgroup::{self, Events},
 };
 
 use crate::{
     config::{Config, HOOK_AUTO},
     enrich::cgroup::{Mount, mounts},
+    privileges,
 };
-
-/// `include/uapi/linux/capability.h`
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
 
 /// The agent cannot start on this host, or not like this.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +34,16 @@ pub(crate) enum AttachError {
         path: PathBuf,
         /// Why it can't be read.
         source: std::io::Error,
+    },
+    /// A hook that was asked for is not to be had, and nothing else runs.
+    #[error("--{probe}.hook {hook}: {detail}")]
+    Forced {
+        /// Whose hook.
+        probe: &'static str,
+        /// The hook.
+        hook: &'static str,
+        /// Why not.
+        detail: String,
     },
     /// See there.
     #[error(transparent)]
@@ -70,11 +76,10 @@ pub(crate) fn selected(config: &Config) -> Vec<(&'static Probe, Option<&str>)> {
 /// # Errors
 /// When nothing can be attached at all. A probe that cannot is a verdict in the result.
 pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
-    let missing = missing_capabilities(&read(&config.procfs.join("self/status"))?);
-    if !missing.is_empty() {
-        return Err(AttachError::Privileges {
-            missing: missing.join(" and "),
-        });
+    let user_namespace = fs::read_link(config.procfs.join("self/ns/user")).ok();
+    let status = read(&config.procfs.join("self/status"))?;
+    if let Some(missing) = privileges::missing(&status, user_namespace.as_deref()) {
+        return Err(AttachError::Privileges { missing });
     }
     let cgroups = config.procfs.join("cgroups");
     let io_hierarchy = cgroup::io_hierarchy(&read(&cgroups)?);
@@ -82,21 +87,35 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         &read(&config.procfs.join("self/mountinfo"))?,
         io_hierarchy.as_ref().copied().unwrap_or(0),
     );
+    let v2 = mounts.iter().any(|mount| mount.hierarchy == 0);
+    // Of the others only the one that disk I/O is charged in bears labels.
+    let task_hierarchy = mounts.first().map(|mount| mount.hierarchy).filter(|_| !v2);
     let (mut kernel, cgroup_events) = probes::attach(&Request {
         probes: &selected(config),
         // The configuration's ceiling is below what 16 bits hold.
         series_max: u16::try_from(config.series_max).unwrap_or(u16::MAX),
         io_hierarchy: io_hierarchy.as_ref().copied().unwrap_or(0),
+        task_hierarchy,
+        btf: config.btf.as_deref(),
     })?;
     probes::release_unused_memory();
-    if let Some(detail) = io_controller_off(io_hierarchy.ok(), &mounts) {
-        for installed in &mut kernel.probes {
-            let status = &mut installed.status;
-            if status.probe == "disk" && status.verdict == Verdict::Attached {
-                status.verdict = Verdict::Degraded;
-                status.reason = Reason::IoControllerOff;
-                status.detail.clone_from(&detail);
-            }
+    let io_controller_off = io_controller_off(io_hierarchy.ok(), &mounts);
+    for status in kernel
+        .probes
+        .iter_mut()
+        .map(|installed| &mut installed.status)
+    {
+        match (status.probe, &io_controller_off) {
+            ("disk", Some(detail)) => status.degrade(Reason::IoControllerOff, detail),
+            ("tcp", _) if !v2 => status.degrade(
+                Reason::CgroupV1Only,
+                if task_hierarchy.is_some() && status.hook != "tracepoint" {
+                    "only cgroup v1 is mounted, which sockets do not belong to: connects belong to the blkio cgroup of their task, server handshakes to the root"
+                } else {
+                    "only cgroup v1 is mounted, which sockets do not belong to: all handshakes belong to the root"
+                },
+            ),
+            _ => {}
         }
     }
     Ok(Attached {
@@ -106,31 +125,37 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
     })
 }
 
+/// Where nothing runs and a hook was forced, the setting is what to mend, and not to wait for a
+/// better time.
+///
+/// # Errors
+/// The first forced hook that is not in use, when no probe is.
+pub(crate) fn forced_hooks_left_something(
+    config: &Config,
+    statuses: &[Status],
+) -> Result<(), AttachError> {
+    let forced = |status: &&Status| {
+        let hook = config.hooks.get(status.probe);
+        hook.is_some_and(|hook| hook != HOOK_AUTO)
+    };
+    if statuses.iter().any(|status| status.verdict.is_up()) {
+        return Ok(());
+    }
+    statuses.iter().find(forced).map_or(Ok(()), |status| {
+        Err(AttachError::Forced {
+            probe: status.probe,
+            hook: status.hook,
+            detail: status.detail.clone(),
+        })
+    })
+}
+
 /// Reads a small file.
 pub(crate) fn read(path: &Path) -> Result<String, AttachError> {
     fs::read_to_string(path).map_err(|source| AttachError::Read {
         path: path.to_owned(),
         source,
     })
-}
-
-/// The capabilities that are needed and missing, from the text of `/proc/self/status`. Before
-/// 5.8, and on it still, `CAP_SYS_ADMIN` stands for all.
-pub(crate) fn missing_capabilities(status: &str) -> Vec<&'static str> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0);
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    if has(CAP_SYS_ADMIN) {
-        return Vec::new();
-    }
-    [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")]
-        .into_iter()
-        .filter(|(capability, _)| !has(*capability))
-        .map(|(_, name)| name)
-        .collect()
 }
 
 /// Why disk I/O can't be told apart by cgroup; `None` where it can.
@@ -157,21 +182,6 @@ fn io_controller_off(io_hierarchy: Option<u16>, mounts: &[Mount]) -> Option<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn capabilities_are_read_from_the_effective_set() {
-        let status = |mask: &str| format!("Name:\tx\nCapPrm:\tffff\nCapEff:\t{mask}\n");
-        assert_eq!(
-            missing_capabilities(&status("0000000000000000")),
-            ["CAP_BPF", "CAP_PERFMON"]
-        );
-        assert_eq!(
-            missing_capabilities(&status("0000008000000000")),
-            ["CAP_PERFMON"]
-        );
-        assert!(missing_capabilities(&status("000000c000000000")).is_empty());
-        assert!(missing_capabilities(&status("0000000000200000")).is_empty());
-    }
 
     #[test]
     fn the_io_controller_may_be_off() {

@@ -86,6 +86,8 @@ pub(crate) struct Config {
     pub(crate) probes: Vec<String>,
     /// Hook of every known probe by the probe's name; [`HOOK_AUTO`] or one that the probe offers.
     pub(crate) hooks: BTreeMap<String, String>,
+    /// Type information of a kernel that has none of its own.
+    pub(crate) btf: Option<PathBuf>,
     /// Histogram cells in the kernel.
     pub(crate) series_max: u32,
     /// How long a series outlives its workload on `/metrics`.
@@ -210,6 +212,9 @@ struct Flags {
     #[arg(long = PROBES, value_name = "NAMES", required = false, value_parser = |s: &str| parse_probes(s, &[]),
           help_heading = "Probes")]
     probes: ProbeNames,
+    /// Type information (raw BTF) of a kernel that has none of its own
+    #[arg(long = "btf", value_name = "FILE", help_heading = "Probes")]
+    btf: Option<PathBuf>,
     /// Measure what the probes cost, by the kernel's BPF statistics, while the agent runs
     #[arg(long = "bpf.stats", value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Probes")]
@@ -411,6 +416,7 @@ fn config(
         log_format: flags.log_format,
         probes: flags.probes.0,
         hooks: hooks.collect(),
+        btf: flags.btf,
         series_max: flags.series_max,
         series_retention: flags.series_retention,
         buckets_per_octave: flags.buckets_per_octave,
@@ -904,6 +910,7 @@ mod tests {
                 ("disk".into(), "auto".into()),
             ]
             .into(),
+            btf: None,
             series_max: 256,
             series_retention: Duration::from_secs(120),
             buckets_per_octave: 1,
@@ -927,6 +934,7 @@ mod tests {
                 ("disk".into(), "raw_tp".into()),
             ]
             .into(),
+            btf: Some("/btf".into()),
             series_max: 512,
             series_retention: Duration::from_secs(90),
             buckets_per_octave: 4,
@@ -959,7 +967,7 @@ mod tests {
     #[test]
     fn every_setting_can_be_a_flag() {
         let flags = "--web.listen-address :1234 --web.telemetry-path /m --log.level trace --log.format json \
-             --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --series.max 512 --series.retention 90s \
+             --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --btf /btf --series.max 512 --series.retention 90s \
              --metrics.buckets-per-octave 4 --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys";
         assert_eq!(agent(flags, &[], None), all_set());
         assert_eq!(agent(&format!("agent {flags}"), &[], None), all_set());
@@ -974,7 +982,7 @@ mod tests {
         );
     }
 
-    const ALL_ENV: [(&str, &str); 13] = [
+    const ALL_ENV: [(&str, &str); 14] = [
         ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
         ("SENTRY_WEB_TELEMETRY_PATH", "/m"),
         ("SENTRY_LOG_LEVEL", "trace"),
@@ -982,6 +990,7 @@ mod tests {
         ("SENTRY_PROBES", "disk"),
         ("SENTRY_TCP_HOOK", "tp_btf"),
         ("SENTRY_DISK_HOOK", "raw_tp"),
+        ("SENTRY_BTF", "/btf"),
         ("SENTRY_SERIES_MAX", "512"),
         ("SENTRY_SERIES_RETENTION", "90s"),
         ("SENTRY_METRICS_BUCKETS_PER_OCTAVE", "4"),
@@ -1002,11 +1011,11 @@ mod tests {
     #[test]
     fn every_setting_can_be_a_key_flat_or_nested() {
         let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nlog.level: trace\nlog.format: json\n\
-             probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nseries.max: 512\nseries.retention: 90s\n\
+             probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
              metrics.buckets-per-octave: 4\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n";
         assert_eq!(from_file(flat), all_set());
         let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\nlog: {level: trace, format: json}\n\
-             probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nseries: {max: 512, retention: 90s}\n\
+             probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
              metrics: {buckets-per-octave: 4}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
              path.sysfs: /host/sys\n";
         assert_eq!(from_file(nested), all_set());
@@ -1472,7 +1481,7 @@ mod tests {
             ),
             (
                 "colour: red",
-                ":1: colour: unknown key; allowed: bpf.stats, disk.hook, log.format, log.level, \
+                ":1: colour: unknown key; allowed: bpf.stats, btf, disk.hook, log.format, log.level, \
                  metrics.buckets-per-octave, path.procfs, path.sysfs, probes, series.max, series.retention, \
                  tcp.hook, web.listen-address, web.telemetry-path",
             ),

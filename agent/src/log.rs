@@ -23,6 +23,10 @@ pub(crate) fn init(level: Level, format: LogFormat) {
 pub(crate) fn verdict(status: &Status) {
     let (probe, hook, reason) = (status.probe, status.hook, status.reason.code());
     let verdict = status.verdict.name();
+    for passed in &status.passed_over {
+        let (reason, detail) = (passed.why.reason.code(), &passed.why.detail);
+        tracing::info!(probe, hook = passed.hook, reason, "not used: {detail}");
+    }
     match status.verdict {
         Verdict::Attached if status.detail.is_empty() => tracing::info!(probe, hook, "{verdict}"),
         Verdict::Attached => tracing::info!(probe, hook, "{verdict}: {}", status.detail),

@@ -10,6 +10,7 @@ mod config;
 mod enrich;
 mod expose;
 mod log;
+mod privileges;
 mod summary;
 
 use std::{
@@ -104,9 +105,16 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         cgroup_events,
         mounts,
     } = attach::attach(config)?;
-    for installed in &kernel.probes {
-        log::verdict(&installed.status);
-    }
+    let statuses: Vec<_> = kernel
+        .probes
+        .iter()
+        .map(|probe| probe.status.clone())
+        .collect();
+    statuses.iter().for_each(log::verdict);
+    attach::forced_hooks_left_something(config, &statuses)?;
+    // No thread was made so far, and all that are have what this one keeps.
+    let kept = privileges::reduce(&kernel, &config.procfs)?;
+    tracing::info!("capabilities kept: {kept}");
 
     // cgroup ids -> names
     let cgroups = Arc::new(Mutex::new(Cgroups::default()));

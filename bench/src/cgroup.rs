@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where the two hierarchies that matter here are mounted: sockets belong to a cgroup of v2, disk I/O to one of v1 where
-/// `blkio` is mounted, else of v2.
+/// `blkio` is mounted, else of v2. Where only v1 is mounted, `blkio` stands for both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgroupRoots {
     /// The v2 hierarchy, the owner of sockets.
@@ -30,7 +30,7 @@ impl CgroupRoots {
         let mountinfo = fs::read_to_string(path).map_err(Error::at("read", path))?;
         Self::parse(&mountinfo).ok_or_else(|| {
             Error::Argument(format!(
-                "{}: no cgroup2 file system is mounted",
+                "{}: neither cgroup2 nor the blkio hierarchy is mounted",
                 path.display()
             ))
         })
@@ -48,7 +48,7 @@ impl CgroupRoots {
                 blkio.get_or_insert(path);
             }
         }
-        let v2 = v2?;
+        let v2 = v2.or_else(|| blkio.clone())?;
         let blkio = blkio.unwrap_or_else(|| v2.clone());
         Some(Self { v2, blkio })
     }

@@ -6,8 +6,10 @@
 
 #include <linux/bpf.h>
 #include <linux/errno.h>
+#include <linux/ptrace.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
 
 #include "histogram.h"
 #include "kernel.h"
@@ -161,19 +163,23 @@ static __noinline bool series_of_index(const struct series_key *key, __u32 cells
 }
 
 /* Names the workload of a key by its cgroup. */
-static __always_inline void series_key_cgroup(struct series_key *key, struct cgroup *cgroup)
+static __always_inline void series_key_cgroup(struct series_key *key, struct cgroup *cgroup,
+					      bool direct)
 {
-	key->cgroup_id = cgroup->kn->id;
-	key->hierarchy = cgroup->root->hierarchy_id;
+	struct kernfs_node *node = KERNEL_READ(direct, cgroup, kn);
+	struct cgroup_root *root = KERNEL_READ(direct, cgroup, root);
+
+	key->cgroup_id = KERNEL_READ(direct, node, id);
+	key->hierarchy = KERNEL_READ(direct, root, hierarchy_id);
 }
 
 /* The series of a key and a cgroup, made at its first event; false where there is no room for
  * it. `cells`: how many histograms it has. */
 static __always_inline bool series_of(struct series_key *key, struct cgroup_subsys_state *css,
-				      __u32 cells, struct series_cells *found)
+				      __u32 cells, struct series_cells *found, bool direct)
 {
 	const __u64 *words = (const __u64 *)key;
-	__u64 serial = css->serial_nr;
+	__u64 serial = KERNEL_READ(direct, css, serial_nr);
 	__u64 hash;
 	__u32 first;
 
@@ -193,7 +199,7 @@ static __always_inline bool series_of(struct series_key *key, struct cgroup_subs
 				return true;
 		}
 	}
-	series_key_cgroup(key, css->cgroup);
+	series_key_cgroup(key, KERNEL_READ(direct, css, cgroup), direct);
 	return series_of_index(key, cells, serial, found);
 }
 
@@ -211,3 +217,23 @@ static __noinline void series_count(const struct series_key *key, __u64 n, __u32
 		counter_add(other, n);
 	}
 }
+
+/* Where a classic tracepoint's record has a field: the kernel's own word, from the event's
+ * `format` in tracefs. Set by the loader. */
+struct record_field {
+	__u32 offset;
+	__u32 bytes;
+};
+
+/* A number in a record, without its sign, or the first eight letters of a text. By helper,
+ * since the verifier takes no load through a context pointer that was moved. */
+static __always_inline __u64 record_read(void *record, __u32 offset, __u32 bytes)
+{
+	__u64 value = 0;
+
+	bpf_probe_read_kernel(&value, bytes < sizeof(value) ? bytes : sizeof(value),
+			      record + offset);
+	return value;
+}
+
+#define RECORD_READ(record, field) record_read(record, field.offset, field.bytes)

@@ -37,6 +37,20 @@ struct cgroup {
 	struct cgroup_root *root;
 };
 
+/* The index of a controller among a task's states depends on the kernel's configuration. */
+enum cgroup_subsys_id {
+	io_cgrp_id,
+};
+
+struct css_set {
+	struct cgroup_subsys_state *subsys[1];
+};
+
+/* include/linux/sched.h */
+struct task_struct {
+	struct css_set *cgroups;
+};
+
 struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };
@@ -50,6 +64,7 @@ struct sock_cgroup_data___tagged {
 /* include/net/sock.h */
 struct sock_common {
 	unsigned short skc_family;
+	volatile unsigned char skc_state;
 };
 
 struct socket;
@@ -95,6 +110,11 @@ struct bvec_iter {
 	unsigned int bi_bvec_done;
 };
 
+/* Its name on 7.3. */
+struct bvec_iter___offset {
+	unsigned int bi_offset;
+};
+
 struct bio {
 	struct bvec_iter bi_iter;
 	struct blkcg_gq *bi_blkg;
@@ -119,3 +139,15 @@ struct request___rq_disk {
 };
 
 #pragma clang attribute pop
+
+/* A field behind a kernel pointer: read straight where the verifier knows the pointer's type
+ * (`direct`, a constant: tp_btf), else by a helper, which costs some ten times as much. */
+#define KERNEL_READ(direct, pointer, field)                                                        \
+	({                                                                                         \
+		typeof((pointer)->field) __value;                                                  \
+		if (direct)                                                                        \
+			__value = (pointer)->field;                                                \
+		else                                                                               \
+			bpf_core_read(&__value, sizeof(__value), &(pointer)->field);               \
+		__value;                                                                           \
+	})

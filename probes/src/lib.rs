@@ -8,8 +8,10 @@
 
 pub mod cgroup;
 mod disk;
+mod hook;
 mod load;
 mod pool;
+mod record;
 #[cfg(test)]
 mod running_kernel;
 mod series;
@@ -23,7 +25,8 @@ pub use load::{
 pub use pool::{Cells, Histogram, PoolError};
 pub use series::{SeriesError, SeriesTable};
 pub use spec::{
-    Cell, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample, Status, Verdict, Workload,
+    Cell, Fallback, Hook, Metric, MetricKind, OwnCounter, PassedOver, Probe, Program, Reason,
+    Record, Refusal, Rung, Sample, Status, Variant, Verdict, Workload,
 };
 pub use wire::{series as Series, series_key as SeriesKey};
 

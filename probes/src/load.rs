@@ -7,22 +7,26 @@
 
 use std::{
     fmt,
-    io::ErrorKind,
+    fs::File,
+    io::Read,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
 };
 
 use aya::{
-    Btf, BtfError, Ebpf, EbpfLoader,
+    Btf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, Queue, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
 };
+use aya_obj::generated::bpf_map_type;
 
 use crate::{
     Cells, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable, Status,
     Verdict, cgroup,
+    hook::{self, Host, chain},
     pool::map_memory_bytes,
+    record::{self, Field},
     series::slot_count,
-    spec::{Fallback, Variant},
+    spec::{Fallback, Hook, PassedOver, Program, Refusal, Variant},
     wire,
 };
 
@@ -35,14 +39,24 @@ pub struct Request<'a> {
     pub series_max: u16,
     /// The hierarchy that disk I/O is charged in: see [`cgroup::io_hierarchy`].
     pub io_hierarchy: u16,
+    /// The v1 hierarchy by which a connect belongs to its task, where sockets have no cgroup of
+    /// their own: v2 is not mounted.
+    pub task_hierarchy: Option<u16>,
+    /// The types of a kernel that has none of its own: BTF as in `/sys/kernel/btf/vmlinux`.
+    pub btf: Option<&'a Path>,
 }
 
 /// Nothing at all can be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The kernel's own type information is missing.
-    #[error("/sys/kernel/btf/vmlinux: {0}; the kernel must be built with CONFIG_DEBUG_INFO_BTF")]
-    NoBtf(BtfError),
+    /// The file of types cannot be used.
+    #[error("--btf {}: {error}; raw BTF of this very kernel is needed, as in /sys/kernel/btf/vmlinux", path.display())]
+    Btf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: String,
+    },
     /// The kernel refused the maps, or the object does not fit it.
     #[error("the kernel does not take the eBPF object: {0}")]
     Object(String),
@@ -83,6 +97,8 @@ pub struct Installed {
     pub probe: &'static Probe,
     /// Whether it runs.
     pub status: Status,
+    /// The hook in use or tried last.
+    pub rung: &'static Rung,
     /// Whether its second hook has been called for; it is tried once.
     pub fallback_tried: bool,
     histograms: u16,
@@ -108,7 +124,7 @@ impl Installed {
     #[must_use]
     pub fn fallback_trigger(&self) -> Option<u16> {
         let fallback = self.probe.fallback.as_ref()?;
-        Some(self.counters + fallback.trigger)
+        (!self.rung.fallback.is_empty()).then_some(self.counters + fallback.trigger)
     }
 }
 
@@ -151,116 +167,198 @@ pub fn enable_run_stats() -> std::io::Result<OwnedFd> {
     aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|error| error.io_error)
 }
 
-/// Loads and attaches.
+/// Where the kernel shows its own types.
+const OWN_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// `include/uapi/linux/btf.h`
+const BTF_MAGIC: u16 = 0xeb9f;
+
+/// Loads and attaches: of each probe the best hook that this kernel allows, or the forced one.
 ///
 /// A probe that cannot run has a verdict in [`Kernel::probes`] and does not disturb the others.
 /// Beside it come the events of cgroups that are made and removed, or why there are none.
 ///
 /// # Errors
-/// When nothing can run: no BTF, no maps.
+/// When nothing can run: no maps, or a file of types that is none.
 pub fn attach(request: &Request) -> Result<(Kernel, Result<cgroup::Events, Status>), LoadError> {
-    attach_from(request, vec![0; request.probes.len()])
+    attach_from(request, 0)
 }
 
-/// Attaches, beginning with a given variant of each probe's rung.
+/// Attaches, passing over that many variants of the first probe's hook.
 pub(crate) fn attach_from(
     request: &Request,
-    mut variants: Vec<usize>,
+    variant: usize,
 ) -> Result<(Kernel, Result<cgroup::Events, Status>), LoadError> {
+    let own_types = own_types();
+    // Its own are right for certain.
+    let file = request
+        .btf
+        .filter(|_| own_types.is_err())
+        .map(read_btf)
+        .transpose()?;
+    let host = Host::new(own_types, file.is_some());
     let layout = Layout::new(request)?;
-    // Parsed here for the attach points; the loader has its own copy, gone before this one is
-    // made, so that the peak is that of one.
-    let (mut ebpf, btf, mut outcomes) = loop {
-        let mut ebpf = layout.load(request, &variants)?;
-        let btf = Btf::from_sys_fs().map_err(LoadError::NoBtf)?;
-        let mut retry = false;
-        let mut outcomes = Vec::new();
-        for ((probe, hook), variant) in request.probes.iter().zip(&mut variants) {
-            let rung = rung(probe, *hook);
-            let outcome = load_variant(&mut ebpf, &btf, &rung.variants[*variant]);
-            // A lesser variant needs its table made, and maps are made with the object.
-            if matches!(&outcome, Err((_, Reason::Rejected, _)))
-                && *variant + 1 < rung.variants.len()
-            {
-                *variant += 1;
-                retry = true;
-            }
-            outcomes.push(outcome);
-        }
-        if !retry {
-            break (ebpf, btf, outcomes);
-        }
-    };
-
-    let cells = Cells::new(
-        fd_of(ebpf.map("histograms"))?,
-        fd_of(ebpf.map("counters"))?,
-        request.series_max,
-        layout.counter_count,
-    )?;
-    let map_memory_bytes = map_sizes(&ebpf);
-    let mut series = SeriesTable::new(
-        HashMap::try_from(take(&mut ebpf, "series_index")?).map_err(object_error)?,
-        Queue::try_from(take(&mut ebpf, "free_histograms")?).map_err(object_error)?,
-        Queue::try_from(take(&mut ebpf, "free_counters")?).map_err(object_error)?,
-        Array::try_from(take(&mut ebpf, "series_slots")?).map_err(object_error)?,
-        layout.inserts,
-        u32::from(request.series_max),
-    );
-    series.fill(
-        layout.free_histograms..request.series_max,
-        layout.free_counters..u16::try_from(layout.counter_count).unwrap_or(u16::MAX),
-    )?;
-
-    let mut programs = Programs {
-        ebpf,
-        attached: Vec::new(),
-    };
-    // First, so that no workload's cgroup is made unseen between its walk and its events.
-    let cgroups = programs.attach_cgroups(&btf);
-    let mut probes = Vec::new();
-    for (((probe, hook), (histograms, counters)), (variant, outcome)) in request
+    let mut ladders: Vec<Ladder> = request
         .probes
         .iter()
-        .zip(&layout.probes)
-        .zip(variants.iter().zip(outcomes.drain(..)))
-    {
-        let rung = rung(probe, *hook);
-        let variant = &rung.variants[*variant];
-        let outcome = outcome.and_then(|()| programs.attach_variant(variant));
-        let status = match outcome {
-            Ok(()) => Status {
-                probe: probe.name,
-                hook: rung.hook,
-                verdict: Verdict::Attached,
-                reason: Reason::Ok,
-                detail: variant.note.to_owned(),
-            },
-            Err((verdict, reason, detail)) => Status {
-                probe: probe.name,
-                hook: rung.hook,
-                verdict,
-                reason,
-                detail,
-            },
-        };
-        probes.push(Installed {
-            probe,
-            status,
-            fallback_tried: false,
-            histograms: *histograms,
-            counters: *counters,
-        });
+        .map(|(probe, hook)| Ladder::new(probe.rungs, *hook, request.task_hierarchy.is_some()))
+        .chain([Ladder::new(cgroup::RUNGS, None, false)])
+        .collect();
+    if let Some(first) = ladders.first_mut() {
+        first.steps.drain(..variant);
     }
-    let kernel = Kernel {
-        cells,
-        series,
-        cgroup_events_lost: layout.cgroup_counters + wire::CGROUP_COUNTER_LOST as u16,
-        probes,
-        map_memory_bytes,
-        programs,
-    };
-    Ok((kernel, cgroups))
+    // A lower step may need its table made, and maps are made with the object: each round begins
+    // anew. There are as many as steps at most.
+    loop {
+        for ladder in &mut ladders {
+            ladder.descend(&host);
+        }
+        let ebpf = layout.load(request, &ladders, file.as_ref())?;
+        // Parsed here for the attach points; the loader has its own copy, gone before this one is
+        // made, so that the peak is that of one.
+        let btf = host.own_types.is_ok().then(Btf::from_sys_fs).transpose();
+        let btf = btf.map_err(|error| LoadError::Object(format!("{OWN_BTF}: {error}")))?;
+        let mut installing = layout.fill(ebpf, request)?;
+        let mut settled = true;
+        // The last first: no workload's cgroup is to be made unseen between its walk and its
+        // events.
+        for ladder in ladders.iter_mut().rev() {
+            let Some(step) = ladder.steps.first() else {
+                continue;
+            };
+            let attached = installing
+                .programs
+                .attach_all(btf.as_ref(), step.variant.programs);
+            if let Err(refusal) = attached {
+                let hook = step.variant.programs[0].hook;
+                ladder.pass_over(host.explain(&hook, refusal));
+                settled = false;
+            }
+        }
+        if settled {
+            return Ok(layout.settle(request, ladders, installing));
+        }
+    }
+}
+
+/// Whether the kernel shows types of its own, without parsing them all.
+fn own_types() -> Result<(), String> {
+    let mut magic = [0; 2];
+    File::open(OWN_BTF)
+        .and_then(|mut file| file.read_exact(&mut magic))
+        .map_err(|error| format!("{OWN_BTF}: {error}"))?;
+    if magic == BTF_MAGIC.to_ne_bytes() {
+        Ok(())
+    } else {
+        Err(format!("{OWN_BTF} is no BTF"))
+    }
+}
+
+fn read_btf(path: &Path) -> Result<Btf, LoadError> {
+    Btf::parse_file(path, Endianness::default()).map_err(|error| LoadError::Btf {
+        path: path.to_owned(),
+        error: chain(&error),
+    })
+}
+
+/// A variant of a rung.
+struct Step {
+    rung: &'static Rung,
+    variant: &'static Variant,
+    /// Where the records of its tracepoints have their fields.
+    fields: Vec<(&'static str, Field)>,
+}
+
+/// What can still be tried, best first, and what cannot.
+struct Ladder {
+    rungs: &'static [Rung],
+    steps: Vec<Step>,
+    passed_over: Vec<PassedOver>,
+}
+
+impl Ladder {
+    fn new(rungs: &'static [Rung], forced: Option<&str>, of_task: bool) -> Self {
+        let steps = rungs
+            .iter()
+            .filter(|rung| forced.is_none_or(|forced| forced == rung.hook))
+            .flat_map(|rung| {
+                // Where tasks own what sockets should, a variant that asks no task is no better.
+                let of_task = of_task && rung.variants.iter().any(|variant| variant.of_task);
+                let variants = rung.variants.iter();
+                variants
+                    .filter(move |variant| variant.of_task || !of_task)
+                    .map(|variant| Step {
+                        rung,
+                        variant,
+                        fields: Vec::new(),
+                    })
+            })
+            .collect();
+        Self {
+            rungs,
+            steps,
+            passed_over: Vec::new(),
+        }
+    }
+
+    /// Goes down to the first step for which all is there, as far as can be said before it is
+    /// loaded.
+    fn descend(&mut self, host: &Host) {
+        while let Some(step) = self.steps.first_mut() {
+            match step.prepare(host) {
+                Ok(()) => return,
+                Err(refusal) => self.pass_over(refusal),
+            }
+        }
+    }
+
+    fn pass_over(&mut self, why: Refusal) {
+        let step = self.steps.remove(0);
+        // A lesser variant of the same hook says itself what is missing.
+        if self
+            .steps
+            .first()
+            .is_none_or(|next| next.rung.hook != step.rung.hook)
+        {
+            self.passed_over.push(PassedOver {
+                hook: step.rung.hook,
+                why,
+            });
+        }
+    }
+
+    fn status(self, probe: &'static str) -> (Status, &'static Rung) {
+        let Some(step) = self.steps.first() else {
+            let status = Status::refused(probe, &self.passed_over);
+            let tried = self.rungs.iter().find(|rung| rung.hook == status.hook);
+            return (status, tried.unwrap_or(&self.rungs[0]));
+        };
+        let status = Status::attached(probe, step.rung, step.variant, self.passed_over);
+        (status, step.rung)
+    }
+}
+
+impl Step {
+    fn prepare(&mut self, host: &Host) -> Result<(), Refusal> {
+        self.fields.clear();
+        for program in self.variant.programs {
+            host.suffices_for(&program.hook)?;
+            if let Hook::Tracepoint(record) = program.hook {
+                let fields = record::fields(record);
+                self.fields
+                    .extend(fields.map_err(|refusal| host.explain(&program.hook, refusal))?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is in the kernel before the first program runs.
+struct Installing {
+    cells: Cells,
+    series: SeriesTable,
+    map_memory_bytes: Vec<(String, u64)>,
+    programs: Programs,
 }
 
 /// Which cells are whose: the programs' own first, the rest free for series.
@@ -303,9 +401,15 @@ impl Layout {
         })
     }
 
-    fn load(&self, request: &Request, variants: &[usize]) -> Result<Ebpf, LoadError> {
+    fn load(
+        &self,
+        request: &Request,
+        ladders: &[Ladder],
+        btf: Option<&Btf>,
+    ) -> Result<Ebpf, LoadError> {
         let series_max = u32::from(request.series_max);
         let io_hierarchy = u32::from(request.io_hierarchy);
+        let task_hierarchy = u32::from(request.task_hierarchy.unwrap_or(0));
         let (inserts, cgroup_counters) = (u32::from(self.inserts), u32::from(self.cgroup_counters));
         let slots = slot_count(request.series_max);
         let slots_mask = slots - 1;
@@ -321,6 +425,9 @@ impl Layout {
             })
             .collect();
         let mut loader = EbpfLoader::new();
+        if btf.is_some() {
+            loader.btf(btf);
+        }
         loader
             .map_max_entries("histograms", series_max)
             .map_max_entries("counters", self.counter_count)
@@ -331,160 +438,143 @@ impl Layout {
             .override_global("series_slots_mask", &slots_mask, true)
             .override_global("counter_inserts", &inserts, true)
             .override_global("cgroup_counters", &cgroup_counters, true)
-            .override_global("cgroup_io_hierarchy", &io_hierarchy, true);
+            .override_global("cgroup_io_hierarchy", &io_hierarchy, true)
+            .override_global("tcp_task_hierarchy", &task_hierarchy, true);
         for (name, value) in &constants {
             loader.override_global(name, value, true);
         }
-        for ((probe, hook), variant) in request.probes.iter().zip(variants) {
-            if let Some((table, entries)) = rung(probe, *hook).variants[*variant].table {
+        for step in ladders.iter().filter_map(|ladder| ladder.steps.first()) {
+            for (variable, field) in &step.fields {
+                loader.override_global(variable, field, true);
+            }
+            if let Some((table, entries)) = step.variant.table {
                 loader.map_max_entries(table, entries);
             }
         }
         loader.load(OBJECT).map_err(object_error)
     }
-}
 
-/// The rung to use: the forced one, else the best.
-fn rung(probe: &'static Probe, hook: Option<&str>) -> &'static Rung {
-    hook.and_then(|hook| probe.rungs.iter().find(|rung| rung.hook == hook))
-        .unwrap_or(&probe.rungs[0])
-}
-
-type Outcome = Result<(), (Verdict, Reason, String)>;
-
-fn load_variant(ebpf: &mut Ebpf, btf: &Btf, variant: &Variant) -> Outcome {
-    for (program, tracepoint) in variant.programs {
-        load_program(ebpf, btf, program, tracepoint)?;
+    /// Maps the pools and gives the programs their free cells.
+    fn fill(&self, mut ebpf: Ebpf, request: &Request) -> Result<Installing, LoadError> {
+        let cells = Cells::new(
+            fd_of(ebpf.map("histograms"))?,
+            fd_of(ebpf.map("counters"))?,
+            request.series_max,
+            self.counter_count,
+        )?;
+        let map_memory_bytes = map_sizes(&ebpf);
+        let mut series = SeriesTable::new(
+            HashMap::try_from(take(&mut ebpf, "series_index")?).map_err(object_error)?,
+            Queue::try_from(take(&mut ebpf, "free_histograms")?).map_err(object_error)?,
+            Queue::try_from(take(&mut ebpf, "free_counters")?).map_err(object_error)?,
+            Array::try_from(take(&mut ebpf, "series_slots")?).map_err(object_error)?,
+            self.inserts,
+            u32::from(request.series_max),
+        );
+        series.fill(
+            self.free_histograms..request.series_max,
+            self.free_counters..u16::try_from(self.counter_count).unwrap_or(u16::MAX),
+        )?;
+        Ok(Installing {
+            cells,
+            series,
+            map_memory_bytes,
+            programs: Programs {
+                ebpf,
+                attached: Vec::new(),
+            },
+        })
     }
-    Ok(())
-}
 
-fn tracepoint_program<'a>(
-    ebpf: &'a mut Ebpf,
-    name: &str,
-) -> Result<&'a mut BtfTracePoint, (Verdict, Reason, String)> {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| {
-            (
-                Verdict::Failed,
-                Reason::Rejected,
-                format!("the eBPF object has no program {name}"),
-            )
-        })
-}
-
-fn load_program(ebpf: &mut Ebpf, btf: &Btf, name: &str, tracepoint: &str) -> Outcome {
-    let program = tracepoint_program(ebpf, name)?;
-    program.load(tracepoint, btf).map_err(|error| match error {
-        ProgramError::Btf(_) => (
-            Verdict::Unsupported,
-            Reason::NoHook,
-            format!("this kernel has no tracepoint {tracepoint}"),
-        ),
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            let reason = if io_error.kind() == ErrorKind::PermissionDenied && log.is_empty() {
-                Reason::NoPermission
-            } else {
-                Reason::Rejected
-            };
-            (
-                Verdict::Failed,
-                reason,
-                format!("{name} was refused: {io_error}{}", last_words(&log)),
-            )
-        }
-        other => (
-            Verdict::Failed,
-            Reason::Rejected,
-            format!("{name}: {other}"),
-        ),
-    })
-}
-
-/// The verifier's complaint, without its statistics and the trace before it.
-fn last_words(log: &str) -> String {
-    log.lines()
-        .map(str::trim)
-        .rfind(|line| {
-            !line.is_empty()
-                && !line.starts_with("processed ")
-                && !line.starts_with("verification time")
-        })
-        .map(|line| format!(" ({line})"))
-        .unwrap_or_default()
+    /// Puts it all together, once nothing more is tried.
+    fn settle(
+        &self,
+        request: &Request,
+        mut ladders: Vec<Ladder>,
+        installing: Installing,
+    ) -> (Kernel, Result<cgroup::Events, Status>) {
+        let Installing {
+            cells,
+            series,
+            map_memory_bytes,
+            mut programs,
+        } = installing;
+        let events = match ladders.pop() {
+            Some(ladder) => programs.cgroup_events(ladder),
+            None => Err(Status::refused(cgroup::NAME, &[])),
+        };
+        let probes = request
+            .probes
+            .iter()
+            .zip(&self.probes)
+            .zip(ladders)
+            .map(|(((probe, _), (histograms, counters)), ladder)| {
+                let (status, rung) = ladder.status(probe.name);
+                Installed {
+                    probe,
+                    status,
+                    rung,
+                    fallback_tried: false,
+                    histograms: *histograms,
+                    counters: *counters,
+                }
+            })
+            .collect();
+        let kernel = Kernel {
+            cells,
+            series,
+            cgroup_events_lost: self.cgroup_counters + wire::CGROUP_COUNTER_LOST as u16,
+            probes,
+            map_memory_bytes,
+            programs,
+        };
+        (kernel, events)
+    }
 }
 
 impl Programs {
-    fn attach_program(&mut self, name: &'static str) -> Outcome {
-        tracepoint_program(&mut self.ebpf, name)?
-            .attach()
-            .map_err(|error| {
-                (
-                    Verdict::Failed,
-                    Reason::AttachError,
-                    format!("{name} cannot be attached: {error}"),
-                )
-            })?;
-        self.attached.push(name);
+    /// Loads and attaches them all, or none: a part of a probe would count a part of the truth.
+    fn attach_all(
+        &mut self,
+        btf: Option<&Btf>,
+        programs: &'static [Program],
+    ) -> Result<(), Refusal> {
+        let before = self.attached.len();
+        for program in programs {
+            hook::load(&mut self.ebpf, btf, program)?;
+        }
+        for program in programs {
+            if let Err(refusal) = hook::attach(&mut self.ebpf, program) {
+                for name in self.attached.split_off(before) {
+                    hook::unload(&mut self.ebpf, name);
+                }
+                return Err(refusal);
+            }
+            self.attached.push(program.name);
+        }
         Ok(())
     }
 
-    fn attach_variant(&mut self, variant: &Variant) -> Outcome {
-        let before = self.attached.len();
-        let outcome = variant
-            .programs
-            .iter()
-            .try_for_each(|(program, _)| self.attach_program(program));
-        if outcome.is_err() {
-            self.detach_from(before);
+    fn cgroup_events(&mut self, ladder: Ladder) -> Result<cgroup::Events, Status> {
+        let (status, rung) = ladder.status(cgroup::NAME);
+        if !status.verdict.is_up() {
+            return Err(status);
         }
-        outcome
-    }
-
-    /// Takes the programs attached last out of the kernel: a part of a probe would count a part
-    /// of the truth.
-    fn detach_from(&mut self, first: usize) {
-        for name in self.attached.split_off(first) {
-            if let Ok(program) = tracepoint_program(&mut self.ebpf, name) {
-                let _ = program.unload();
-            }
+        let events = self.ebpf.take_map("cgroup_events").map(RingBuf::try_from);
+        if let Some(Ok(events)) = events {
+            return Ok(cgroup::Events::new(events, status));
         }
-    }
-
-    fn attach_cgroups(&mut self, btf: &Btf) -> Result<cgroup::Events, Status> {
-        let before = self.attached.len();
-        let mut outcome = Ok(());
-        for name in ["cgroup_mkdir", "cgroup_rename", "cgroup_rmdir"] {
-            outcome = outcome
-                .and_then(|()| load_program(&mut self.ebpf, btf, name, name))
-                .and_then(|()| self.attach_program(name));
+        for program in rung.variants.iter().flat_map(|variant| variant.programs) {
+            self.attached.retain(|name| *name != program.name);
+            hook::unload(&mut self.ebpf, program.name);
         }
-        let status = |(verdict, reason, detail)| Status {
-            probe: "cgroup",
-            hook: "tp_btf",
-            verdict,
-            reason,
-            detail,
+        let why = Refusal {
+            verdict: Verdict::Failed,
+            reason: Reason::MapError,
+            detail: "the ring of cgroup events cannot be mapped".to_owned(),
         };
-        if let Err(error) = outcome {
-            self.detach_from(before);
-            return Err(status(error));
-        }
-        let ring = self.ebpf.take_map("cgroup_events").map(RingBuf::try_from);
-        if let Some(Ok(ring)) = ring {
-            return Ok(cgroup::Events::new(ring));
-        }
-        self.detach_from(before);
-        Err(status((
-            Verdict::Failed,
-            Reason::MapError,
-            "the ring of cgroup events cannot be mapped".to_owned(),
-        )))
+        let hook = rung.hook;
+        Err(Status::refused(cgroup::NAME, &[PassedOver { hook, why }]))
     }
 
     /// Attaches a probe's second hook and gives it its table. The verdict becomes `degraded`, and
@@ -492,50 +582,61 @@ impl Programs {
     pub fn attach_fallback(&mut self, installed: &mut Installed) -> Option<(String, u64)> {
         let fallback = installed.probe.fallback.as_ref()?;
         installed.fallback_tried = true;
-        let outcome = self.fallback(fallback);
+        let outcome = self.fallback(fallback, installed.rung.fallback);
         let status = &mut installed.status;
-        if status.verdict == Verdict::Attached {
-            status.verdict = Verdict::Degraded;
-            status.reason = fallback.reason;
-        }
-        if !status.detail.is_empty() {
-            status.detail.push_str("; ");
-        }
-        status.detail.push_str(fallback.detail);
         match outcome {
-            Ok(bytes) => bytes.map(|bytes| (format!("{}_table", fallback.table.0), bytes)),
-            Err((_, _, error)) => {
-                status.detail.push_str("; and they are not timed: ");
-                status.detail.push_str(&error);
+            Ok(bytes) => {
+                status.degrade(fallback.reason, fallback.detail);
+                bytes.map(|bytes| (format!("{}_table", fallback.table.0), bytes))
+            }
+            Err(refusal) => {
+                let detail = format!(
+                    "{}; and they are not timed: {}",
+                    fallback.detail, refusal.detail
+                );
+                status.degrade(fallback.reason, &detail);
                 None
             }
         }
     }
 
-    fn fallback(&mut self, fallback: &Fallback) -> Result<Option<u64>, (Verdict, Reason, String)> {
-        let map_error =
-            |error: &dyn fmt::Display| (Verdict::Failed, Reason::MapError, error.to_string());
-        let btf = Btf::from_sys_fs().map_err(|error| map_error(&error))?;
-        let (program, tracepoint) = fallback.program;
-        load_program(&mut self.ebpf, &btf, program, tracepoint)?;
+    fn fallback(
+        &mut self,
+        fallback: &Fallback,
+        programs: &'static [Program],
+    ) -> Result<Option<u64>, Refusal> {
+        let map_error = |error: &dyn fmt::Display| Refusal {
+            verdict: Verdict::Failed,
+            reason: Reason::MapError,
+            detail: error.to_string(),
+        };
+        let btf = programs
+            .iter()
+            .any(|program| matches!(program.hook, Hook::TpBtf(_)))
+            .then(Btf::from_sys_fs)
+            .transpose()
+            .map_err(|error| map_error(&error))?;
         let (slot, entries) = fallback.table;
-        let table =
-            HashMap::<MapData, u64, u64>::create(entries, 0).map_err(|error| map_error(&error))?;
-        let mut slots: ArrayOfMaps<&mut MapData, HashMap<MapData, u64, u64>> = self
+        let word = size_of::<u64>() as u32;
+        let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+        let table = aya_obj::Map::new_from_params(kind, word, word, entries, 0);
+        let table = MapData::create(table, slot, None).map_err(|error| map_error(&error))?;
+        let bytes = map_memory_bytes(table.fd().as_fd());
+        let mut slots: ArrayOfMaps<&mut MapData, MapData> = self
             .ebpf
             .map_mut(slot)
             .and_then(|map| map.try_into().ok())
             .ok_or_else(|| map_error(&format!("the eBPF object has no map {slot}")))?;
         // The kernel holds the table as long as the slot does.
         slots.set(0, &table, 0).map_err(|error| map_error(&error))?;
-        let bytes = self
-            .ebpf
-            .map(slot)
-            .and_then(|map| ArrayOfMaps::<&MapData, MapData>::try_from(map).ok())
-            .and_then(|slots| slots.get(&0, 0).ok())
-            .and_then(|table| map_memory_bytes(table.fd().as_fd()));
-        self.attach_program(program)?;
-        Ok(bytes)
+        let mut outcome = Err(map_error(&"there is no program for it"));
+        for program in programs.chunks(1) {
+            outcome = self.attach_all(btf.as_ref(), program);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome.map(|()| bytes)
     }
 
     /// Run counts of the attached programs: zero while the kernel's statistics are off.
@@ -562,17 +663,7 @@ impl Programs {
 }
 
 fn object_error(error: impl std::error::Error) -> LoadError {
-    // The causes name the map or the type, which is what helps.
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        cause = inner.source();
-    }
-    LoadError::Object(text)
+    LoadError::Object(chain(&error))
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, LoadError> {

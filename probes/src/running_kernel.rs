@@ -69,9 +69,9 @@ pub(crate) fn kernel(test: &str, variant: usize) -> Option<Kernel> {
         probes: &probes,
         series_max: SERIES_MAX,
         io_hierarchy: 0,
+        task_hierarchy: None,
+        btf: None,
     };
-    let mut variants = vec![0; probes.len()];
-    variants[0] = variant;
-    let kernel = attach_from(&request, variants).map_err(|error| error.to_string());
+    let kernel = attach_from(&request, variant).map_err(|error| error.to_string());
     Some(kernel.unwrap().0)
 }

@@ -185,6 +185,10 @@ impl Slots {
     fn put(&mut self, key: &SeriesKey, series: &Series) -> Result<(), MapError> {
         // A series that moved to another serial number leaves its old slot.
         self.clear(key)?;
+        // Hooks that do not see the cgroup's state find their series in the index only.
+        if series.serial == 0 {
+            return Ok(());
+        }
         let alias = SeriesKey {
             cgroup_id: series.serial,
             hierarchy: 0,

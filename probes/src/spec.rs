@@ -36,26 +36,78 @@ pub struct Rung {
     pub hook: &'static str,
     /// The same hook with different means, best first: a kernel may refuse the better one.
     pub variants: &'static [Variant],
+    /// What it cannot measure, for a person; empty where it measures all. With it the verdict is
+    /// `degraded`.
+    pub limits: &'static str,
+    /// The programs for [`Probe::fallback`], in the order in which they are tried.
+    pub fallback: &'static [Program],
 }
 
 /// The programs of a rung.
 #[derive(Debug)]
 pub struct Variant {
-    /// Programs and the tracepoints they attach to.
-    pub programs: &'static [(&'static str, &'static str)],
+    /// All of them, or none, are attached.
+    pub programs: &'static [Program],
     /// A table that only this variant fills, and its entries.
     pub table: Option<(&'static str, u32)>,
+    /// Whether it can name a workload by the current task, where sockets have no cgroup.
+    pub of_task: bool,
     /// What this variant means to the user, where it is not the best one.
     pub note: &'static str,
 }
 
-/// A hook that is attached when a counter says that the first one is not enough.
+/// A program and where it is attached.
+#[derive(Debug)]
+pub struct Program {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Its place.
+    pub hook: Hook,
+}
+
+/// A place in the kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Hook {
+    /// A tracepoint whose arguments have types: the verifier checks each load.
+    TpBtf(&'static str),
+    /// A tracepoint's bare arguments, read with the offsets of the kernel's types.
+    RawTracepoint(&'static str),
+    /// The entry of a function.
+    Kprobe(&'static str),
+    /// A tracepoint's record, whose fields tracefs describes: no types needed.
+    Tracepoint(&'static Record),
+}
+
+/// The record of a tracepoint.
+#[derive(Debug)]
+pub struct Record {
+    /// Its folder in `events/` of tracefs.
+    pub category: &'static str,
+    /// Its name.
+    pub event: &'static str,
+    /// The fields that are read: the object's variable that takes the place, and the field's name.
+    pub fields: &'static [(&'static str, &'static str)],
+}
+
+impl Hook {
+    /// What it is attached to, for people.
+    #[must_use]
+    pub fn point(&self) -> &'static str {
+        match self {
+            Self::TpBtf(point) | Self::RawTracepoint(point) | Self::Kprobe(point) => point,
+            Self::Tracepoint(record) => record.event,
+        }
+    }
+}
+
+/// A hook that is attached when a counter says that the first one is not enough. Its programs
+/// are the rung's.
 #[derive(Debug)]
 pub struct Fallback {
     /// The own counter that calls for it.
     pub trigger: u16,
-    /// Program and tracepoint.
-    pub program: (&'static str, &'static str),
+    /// What it is attached to.
+    pub point: &'static str,
     /// The array whose slot 0 takes the table, and the table's entries.
     pub table: (&'static str, u32),
     /// Why it is needed.
@@ -192,6 +244,14 @@ pub enum Reason {
     IoControllerOff,
     /// A device gives its requests no time stamps; durations run from the issue.
     NoTimestamps,
+    /// tracefs is not mounted.
+    NoTracefs,
+    /// The kernel is locked down.
+    Lockdown,
+    /// The hook in use does not tell all that the probe measures.
+    LimitedHook,
+    /// Only cgroup v1 is mounted, which sockets do not belong to.
+    CgroupV1Only,
 }
 
 impl Reason {
@@ -208,6 +268,10 @@ impl Reason {
             Self::MapError => "map_error",
             Self::IoControllerOff => "io_controller_off",
             Self::NoTimestamps => "no_timestamps",
+            Self::NoTracefs => "no_tracefs",
+            Self::Lockdown => "lockdown",
+            Self::LimitedHook => "limited_hook",
+            Self::CgroupV1Only => "cgroup_v1_only",
         }
     }
 }
@@ -225,4 +289,95 @@ pub struct Status {
     pub reason: Reason,
     /// Why, for a person; one line.
     pub detail: String,
+    /// The better hooks, which this kernel does not allow.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A hook that is not used.
+#[derive(Debug, Clone)]
+pub struct PassedOver {
+    /// Its name.
+    pub hook: &'static str,
+    /// Whose fault it is.
+    pub why: Refusal,
+}
+
+/// Why something cannot be attached.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// `Unsupported` or `Failed`.
+    pub verdict: Verdict,
+    /// As a code.
+    pub reason: Reason,
+    /// For a person; one line.
+    pub detail: String,
+}
+
+impl Status {
+    /// A hook that is in use.
+    pub(crate) fn attached(
+        probe: &'static str,
+        rung: &Rung,
+        variant: &Variant,
+        passed_over: Vec<PassedOver>,
+    ) -> Self {
+        let (verdict, reason) = if rung.limits.is_empty() {
+            (Verdict::Attached, Reason::Ok)
+        } else {
+            (Verdict::Degraded, Reason::LimitedHook)
+        };
+        let mut status = Self {
+            probe,
+            hook: rung.hook,
+            verdict,
+            reason,
+            detail: rung.limits.to_owned(),
+            passed_over,
+        };
+        status.add_detail(variant.note);
+        status
+    }
+
+    /// No hook is in use. The verdict is that of the first refusal that is not the kernel's own
+    /// nature, else of the first; the detail names all.
+    pub(crate) fn refused(probe: &'static str, refusals: &[PassedOver]) -> Self {
+        let cause = refusals
+            .iter()
+            .find(|passed| passed.why.verdict == Verdict::Failed)
+            .or(refusals.first());
+        let detail = match refusals {
+            [only] => only.why.detail.clone(),
+            all => all
+                .iter()
+                .map(|passed| format!("{}: {}", passed.hook, passed.why.detail))
+                .collect::<Vec<_>>()
+                .join("; "),
+        };
+        Self {
+            probe,
+            hook: cause.map_or("", |cause| cause.hook),
+            verdict: cause.map_or(Verdict::Unsupported, |cause| cause.why.verdict),
+            reason: cause.map_or(Reason::NoHook, |cause| cause.why.reason),
+            detail,
+            passed_over: Vec::new(),
+        }
+    }
+
+    /// Lessens `attached` to `degraded` and says why, beside what it says already.
+    pub fn degrade(&mut self, reason: Reason, detail: &str) {
+        if self.verdict == Verdict::Attached {
+            self.verdict = Verdict::Degraded;
+            self.reason = reason;
+        }
+        if self.verdict.is_up() {
+            self.add_detail(detail);
+        }
+    }
+
+    fn add_detail(&mut self, detail: &str) {
+        if !self.detail.is_empty() && !detail.is_empty() {
+            self.detail.push_str("; ");
+        }
+        self.detail.push_str(detail);
+    }
 }

@@ -71,21 +71,6 @@ fn a_port_that_is_taken_has_a_holder() {
 }
 
 #[test]
-fn the_missing_types_of_the_kernel_are_named() {
-    turn!("the_missing_types_of_the_kernel_are_named");
-    // A mount namespace in which the file is empty.
-    let mut command = Command::new("unshare");
-    let script = "mount --bind /dev/null /sys/kernel/btf/vmlinux && exec \"$0\" \"$@\"";
-    command.args(["--mount", "sh", "-c", script, crate::agent::SENTRY]);
-    command.args(["--web.listen-address", "127.0.0.1:0"]);
-    crate::agent::without_settings(&mut command);
-    let line = refusal(command, 1);
-    for part in ["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"] {
-        assert!(line.contains(part), "no {part} in {line}");
-    }
-}
-
-#[test]
 fn flags_win_over_the_environment_and_that_over_the_file() {
     turn!("flags_win_over_the_environment_and_that_over_the_file");
     let folder = Folder::new();

@@ -18,14 +18,14 @@ const AT_DEVICE: &str = "sentry_disk_device_duration_seconds_count";
 const BYTES: &str = "sentry_disk_bytes_total";
 const ERRORS: &str = "sentry_disk_errors_total";
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 fn name(device: &LoopDevice) -> &str {
     device.path().file_name().unwrap().to_str().unwrap()
 }
 
 /// All that is to be said of a cgroup that did only this to one device, sorted.
-fn moved(device: &LoopDevice, operation: &str, count: u64, bytes: u64) -> Vec<String> {
+pub(crate) fn moved(device: &LoopDevice, operation: &str, count: u64, bytes: u64) -> Vec<String> {
     let labels = format!("device={},operation={operation}", name(device));
     vec![
         format!("{BYTES}{{{labels}}} {bytes}"),
@@ -55,7 +55,7 @@ fn moved_and_flushed(device: &LoopDevice, count: u64, flushes: u64) -> Vec<Strin
 }
 
 /// Runs a load on a device, in a cgroup of its own, and asserts that exactly this is said of the two.
-fn assert_said(agent: &Agent, device: &LoopDevice, args: &str, expected: &[String]) {
+pub(crate) fn assert_said(agent: &Agent, device: &LoopDevice, args: &str, expected: &[String]) {
     undisturbed(device, || {
         let cgroup = disk_cgroup("disk");
         let (operation, args) = args.split_once(' ').unwrap();
@@ -194,6 +194,12 @@ fn without_time_stamps_the_issue_hook_steps_in() {
     turn!("without_time_stamps_the_issue_hook_steps_in");
     let _io = IoController::on();
     let agent = Agent::start("--probes disk");
+    assert_issue_hook_steps_in(&agent);
+    agent.stop();
+}
+
+/// Takes a device its time stamps, and asserts that the agent times its I/O nevertheless.
+pub(crate) fn assert_issue_hook_steps_in(agent: &Agent) {
     let device = LoopDevice::new(MIB).unwrap();
     let _off = QueueSetting::set(&device, "iostats", "0");
     let untimed = || agent.scrape().count("sentry_disk_io_untimed_total", &[]);
@@ -203,7 +209,7 @@ fn without_time_stamps_the_issue_hook_steps_in() {
         format!("{AT_DEVICE}{labels} 0"),
         format!("{IO}{labels} 0"),
     ];
-    assert_said(&agent, &device, "read --count 20", &expected);
+    assert_said(agent, &device, "read --count 20", &expected);
     assert!(untimed() >= 20, "{}", untimed());
 
     let degraded = wait_for("degraded verdict", Duration::from_secs(15), || {
@@ -219,13 +225,12 @@ fn without_time_stamps_the_issue_hook_steps_in() {
     assert!(agent.log().contains("iostats"), "{}", agent.log());
 
     let expected = moved(&device, "read", 30, 30 * 4096);
-    assert_said(&agent, &device, "read --count 30", &expected);
+    assert_said(agent, &device, "read --count 30", &expected);
     // An fsync is never issued to the device as such, so nothing tells when it began.
     let before = untimed();
     let expected = moved_and_flushed(&device, 40, 0);
-    assert_said(&agent, &device, "write --count 40 --fsync-each", &expected);
+    assert_said(agent, &device, "write --count 40 --fsync-each", &expected);
     assert!(untimed() >= before + 40, "{} since {before}", untimed());
-    agent.stop();
 }
 
 #[test]

@@ -72,6 +72,12 @@ pub(crate) fn roots() -> &'static CgroupRoots {
     ROOTS.get_or_init(|| CgroupRoots::find().unwrap())
 }
 
+/// Whether no v2 tree is mounted, so that sockets belong to no cgroup.
+pub(crate) fn is_v1_only() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    !mounts.contains(" - cgroup2 ")
+}
+
 /// A cgroup for sockets.
 pub(crate) fn socket_cgroup(name: &str) -> Cgroup {
     Cgroup::new(&roots().v2, name).unwrap()

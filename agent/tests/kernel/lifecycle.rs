@@ -139,8 +139,9 @@ fn the_second_on_a_port_says_who_has_it() {
     assert_nothing_left(&before);
 }
 
-/// A command of the agent's program as a user without any privilege, from a folder where that user may go.
-fn as_nobody(folder: &Folder, args: &[&str]) -> Command {
+/// A command of the agent's program as a user without any privilege but these capabilities, such as `bpf`, from a folder
+/// where that user may go.
+pub(crate) fn as_nobody(folder: &Folder, capabilities: &[&str], args: &[&str]) -> Command {
     let program = folder.path().join("sentry");
     if !program.exists() {
         fs::hard_link(SENTRY, &program)
@@ -151,8 +152,13 @@ fn as_nobody(folder: &Folder, args: &[&str]) -> Command {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
-    command.arg(program).args(args);
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    let granted = capabilities.iter().map(|name| format!(",+{name}"));
+    let granted = format!("-all{}", granted.collect::<String>());
+    for set in ["inh-caps", "ambient-caps", "bounding-set"] {
+        command.arg(format!("--{set}={granted}"));
+    }
+    command.arg("--").arg(program).args(args);
     without_settings(&mut command);
     command
 }
@@ -161,7 +167,11 @@ fn as_nobody(folder: &Folder, args: &[&str]) -> Command {
 fn without_privileges_one_line_says_so() {
     turn!("without_privileges_one_line_says_so");
     let folder = Folder::new();
-    let refused = output(as_nobody(&folder, &["--web.listen-address", "127.0.0.1:0"]));
+    let refused = output(as_nobody(
+        &folder,
+        &[],
+        &["--web.listen-address", "127.0.0.1:0"],
+    ));
     let stderr = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1), "{stderr}");
     assert_eq!(
@@ -169,7 +179,7 @@ fn without_privileges_one_line_says_so() {
         "sentry: missing privileges: CAP_BPF and CAP_PERFMON needed to load eBPF programs; run as root, or grant them to the binary\n"
     );
 
-    let checked = output(as_nobody(&folder, &["check", "--format", "json"]));
+    let checked = output(as_nobody(&folder, &[], &["check", "--format", "json"]));
     assert_eq!(checked.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
     for probe in report["probes"].as_array().unwrap() {

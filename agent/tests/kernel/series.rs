@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// A kind of connect, and where it is counted.
 #[derive(Clone, Copy)]
-struct Kind {
+pub(crate) struct Kind {
     /// In the reports of the load.
     outcome: &'static str,
     metric: &'static str,
@@ -21,7 +21,7 @@ struct Kind {
 }
 
 /// Takes a histogram of the pool.
-const CONNECTED: Kind = Kind {
+pub(crate) const CONNECTED: Kind = Kind {
     outcome: "connected",
     metric: "sentry_tcp_handshake_duration_seconds_count",
     label: ("role", "client"),
@@ -41,7 +41,7 @@ const COUNTERS: [&str; 2] = [
 ];
 
 /// Histograms that workloads can have at the default ceiling: the probe keeps one for each role of `other`.
-const DEFAULT_ROOM: usize = 256 - 2;
+pub(crate) const DEFAULT_ROOM: usize = 256 - 2;
 
 const NOBODY: &str = "127.0.0.1:1";
 
@@ -108,7 +108,7 @@ fn churn(outer: &Cgroup, prefix: &str, count: u64, to: &str) -> String {
 }
 
 /// A listener that has its series already, and its address.
-fn listener(agent: &Agent, cgroup: &Cgroup) -> (Server, String) {
+pub(crate) fn listener(agent: &Agent, cgroup: &Cgroup) -> (Server, String) {
     let listener = Server::listen("", &[cgroup]);
     let to = format!("127.0.0.1:{}", listener.port());
     load::run(&format!("connect --to {to}"), &[]);
@@ -154,7 +154,7 @@ fn wait_until_forgotten(agent: &Agent, outer: &Cgroup) {
 
 /// Fills all cells with cgroups that stay, and says how many cells of each kind there are. The cgroups are gone and
 /// forgotten at the end.
-fn fill(agent: &Agent, kind: Kind, to: &str) -> (usize, usize) {
+pub(crate) fn fill(agent: &Agent, kind: Kind, to: &str) -> (usize, usize) {
     let outer = socket_cgroup("fill");
     let before = agent.scrape();
     let args = format!("{} --keep", churn(&outer, "kept", 300, to));

@@ -66,12 +66,17 @@ fn peer(netns: &Netns, args: &str) -> Server {
 
 /// What a namespace's kernel counted as retransmitted.
 fn retransmitted_segments(netns: &Netns) -> u64 {
+    tcp_statistic(netns, "RetransSegs")
+}
+
+/// A number of a namespace's kernel, by its name in `/proc/net/snmp`.
+pub(crate) fn tcp_statistic(netns: &Netns, name: &str) -> u64 {
     let listed = netns.command("cat").arg("/proc/net/snmp").output().unwrap();
     let text = String::from_utf8(listed.stdout).unwrap();
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
     let mut columns = names.split(' ').zip(values.split(' '));
-    let (_, value) = columns.find(|(name, _)| *name == "RetransSegs").unwrap();
+    let (_, value) = columns.find(|(column, _)| *column == name).unwrap();
     value.parse().unwrap()
 }
 

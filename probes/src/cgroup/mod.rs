@@ -5,9 +5,93 @@ use std::{io, os::fd::AsRawFd};
 
 use aya::maps::{MapData, RingBuf};
 
-use crate::wire::{
-    CGROUP_EVENT_HEAD_BYTES, CGROUP_MKDIR, CGROUP_RENAME, CGROUP_RMDIR, cgroup_event,
+use crate::{
+    Rung, Status,
+    spec::{Hook, Program, Record, Variant},
+    wire::{CGROUP_EVENT_HEAD_BYTES, CGROUP_MKDIR, CGROUP_RENAME, CGROUP_RMDIR, cgroup_event},
 };
+
+/// What it is called in verdicts.
+pub(crate) const NAME: &str = "cgroup";
+
+/// Ways to attach, best first.
+pub(crate) const RUNGS: &[Rung] = &[
+    rung(
+        "tp_btf",
+        &[Variant {
+            programs: &[
+                program("cgroup_mkdir", Hook::TpBtf("cgroup_mkdir")),
+                program("cgroup_rename", Hook::TpBtf("cgroup_rename")),
+                program("cgroup_rmdir", Hook::TpBtf("cgroup_rmdir")),
+            ],
+            ..VARIANT
+        }],
+    ),
+    rung(
+        "raw_tp",
+        &[Variant {
+            programs: &[
+                program("cgroup_mkdir_raw", Hook::RawTracepoint("cgroup_mkdir")),
+                program("cgroup_rename_raw", Hook::RawTracepoint("cgroup_rename")),
+                program("cgroup_rmdir_raw", Hook::RawTracepoint("cgroup_rmdir")),
+            ],
+            ..VARIANT
+        }],
+    ),
+    rung(
+        "tracepoint",
+        &[Variant {
+            programs: &[
+                program(
+                    "cgroup_mkdir_record",
+                    Hook::Tracepoint(&record("cgroup_mkdir")),
+                ),
+                program(
+                    "cgroup_rename_record",
+                    Hook::Tracepoint(&record("cgroup_rename")),
+                ),
+                program(
+                    "cgroup_rmdir_record",
+                    Hook::Tracepoint(&record("cgroup_rmdir")),
+                ),
+            ],
+            ..VARIANT
+        }],
+    ),
+];
+
+const VARIANT: Variant = Variant {
+    programs: &[],
+    table: None,
+    of_task: false,
+    note: "",
+};
+
+const fn rung(hook: &'static str, variants: &'static [Variant]) -> Rung {
+    Rung {
+        hook,
+        variants,
+        limits: "",
+        fallback: &[],
+    }
+}
+
+const fn program(name: &'static str, hook: Hook) -> Program {
+    Program { name, hook }
+}
+
+/// The three events are of one class and have the same record.
+const fn record(event: &'static str) -> Record {
+    Record {
+        category: "cgroup",
+        event,
+        fields: &[
+            ("cgroup_record_root", "root"),
+            ("cgroup_record_id", "id"),
+            ("cgroup_record_path", "path"),
+        ],
+    }
+}
 
 /// A change of a cgroup tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,9 +109,9 @@ pub struct Event {
 pub enum Change {
     /// It was made, or has a new name (v1 only).
     Named {
-        /// The id of the cgroup above it.
+        /// The id of the cgroup above it; 0 where the name is the whole path.
         parent_id: u64,
-        /// The last part of its path.
+        /// The last part of its path, or the path without its first slash.
         name: String,
     },
     /// It is gone.
@@ -77,7 +161,9 @@ pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
             let end = name.iter().position(|byte| *byte == 0);
             Change::Named {
                 parent_id,
-                name: String::from_utf8_lossy(&name[..end.unwrap_or(name.len())]).into_owned(),
+                name: String::from_utf8_lossy(&name[..end.unwrap_or(name.len())])
+                    .trim_start_matches('/')
+                    .to_owned(),
             }
         }
         CGROUP_RMDIR => Change::Removed,
@@ -95,11 +181,13 @@ pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
 /// The ring of events: wait, then take all there is.
 pub struct Events {
     ring: RingBuf<MapData>,
+    /// The hook they come from.
+    pub status: Status,
 }
 
 impl Events {
-    pub(crate) fn new(ring: RingBuf<MapData>) -> Self {
-        Self { ring }
+    pub(crate) fn new(ring: RingBuf<MapData>, status: Status) -> Self {
+        Self { ring, status }
     }
 
     /// Sleeps until there is an event.
@@ -169,6 +257,19 @@ mod tests {
                     parent_id: 1,
                     name: "pod-a".to_owned()
                 }
+            })
+        );
+    }
+
+    #[test]
+    fn a_record_of_the_classic_tracepoint_has_a_path() {
+        let mut record = record(CGROUP_MKDIR, b"/kubepods/pod-a\0");
+        record[8..16].fill(0);
+        assert_eq!(
+            decode(&record).map(|event| event.change),
+            Ok(Change::Named {
+                parent_id: 0,
+                name: "kubepods/pod-a".to_owned()
             })
         );
     }

@@ -14,7 +14,8 @@ enum cgroup_operation {
 #define CGROUP_NAME_BYTES 256
 
 /* One change of a cgroup tree. `name` is the last part of the path and ends with the
- * record; with the parent's id it makes any path, however deep. */
+ * record; with the parent's id it makes any path, however deep. Without parent it is the
+ * whole path. */
 struct cgroup_event {
 	__u64 id;
 	__u64 parent_id;

@@ -7,7 +7,7 @@
 
 use crate::{
     Cell, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample, Series, SeriesKey,
-    spec::{Fallback, Variant},
+    spec::{Fallback, Hook, Program, Record, Variant},
     wire::{
         DISK_COUNTER_OTHER_ERROR, DISK_COUNTER_OVERFLOW, DISK_COUNTER_UNTIMED,
         DISK_COUNTER_UNTRACKED, DISK_COUNTERS, DISK_HISTOGRAM_OTHER_DEVICE,
@@ -50,17 +50,90 @@ pub(crate) const PROBE: Probe = Probe {
             source: "block_rq_complete: error",
         },
     ],
-    rungs: &[Rung {
-        hook: "tp_btf",
-        variants: &[Variant {
-            programs: &[("disk_complete", "block_rq_complete")],
-            table: None,
-            note: "",
-        }],
-    }],
+    rungs: &[
+        Rung {
+            hook: "tp_btf",
+            variants: &[Variant {
+                programs: &[Program {
+                    name: "disk_complete",
+                    hook: Hook::TpBtf("block_rq_complete"),
+                }],
+                table: None,
+                of_task: false,
+                note: "",
+            }],
+            limits: "",
+            fallback: &[
+                Program {
+                    name: "disk_issue_queue",
+                    hook: Hook::TpBtf("block_rq_issue"),
+                },
+                Program {
+                    name: "disk_issue",
+                    hook: Hook::TpBtf("block_rq_issue"),
+                },
+            ],
+        },
+        Rung {
+            hook: "raw_tp",
+            variants: &[Variant {
+                programs: &[Program {
+                    name: "disk_complete_raw",
+                    hook: Hook::RawTracepoint("block_rq_complete"),
+                }],
+                table: None,
+                of_task: false,
+                note: "",
+            }],
+            limits: "",
+            fallback: &[Program {
+                name: "disk_issue_raw",
+                hook: Hook::RawTracepoint("block_rq_issue"),
+            }],
+        },
+        Rung {
+            hook: "tracepoint",
+            variants: &[Variant {
+                programs: &[
+                    Program {
+                        name: "disk_issue_record",
+                        hook: Hook::Tracepoint(&Record {
+                            category: "block",
+                            event: "block_rq_issue",
+                            fields: &[
+                                ("disk_issue_dev", "dev"),
+                                ("disk_issue_sector", "sector"),
+                                ("disk_issue_nr_sector", "nr_sector"),
+                                ("disk_issue_rwbs", "rwbs"),
+                            ],
+                        }),
+                    },
+                    Program {
+                        name: "disk_complete_record",
+                        hook: Hook::Tracepoint(&Record {
+                            category: "block",
+                            event: "block_rq_complete",
+                            fields: &[
+                                ("disk_complete_dev", "dev"),
+                                ("disk_complete_sector", "sector"),
+                                ("disk_complete_nr_sector", "nr_sector"),
+                                ("disk_complete_error", "error"),
+                                ("disk_complete_rwbs", "rwbs"),
+                            ],
+                        }),
+                    },
+                ],
+                table: Some(("disk_in_flight", 8192)),
+                of_task: false,
+                note: "",
+            }],
+            limits: "the records of these tracepoints tell no creation and no owner: both durations run from the issue to the device, I/O belongs to the v2 cgroup of the task that issued it, and flushes and writes of zeroes are not counted",
+            fallback: &[],
+        },
+    ],
     fallback: Some(Fallback {
         trigger: DISK_COUNTER_UNTIMED as u16,
-        program: ("disk_issue", "block_rq_issue"),
+        point: "block_rq_issue",
         table: ("disk_issued", 4096),
         reason: Reason::NoTimestamps,
         detail: "a device gives its requests no time stamps (queue/iostats is 0, or no writeback throttling): there, durations run from the issue to the device",

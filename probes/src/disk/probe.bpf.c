@@ -51,16 +51,19 @@ static __always_inline __u32 disk_operation(__u32 op)
 	}
 }
 
-static __always_inline __u32 disk_device(struct request *rq)
+static __always_inline __u32 disk_device(struct request *rq, bool direct)
 {
 	struct request___rq_disk *old = (void *)rq;
+	struct request_queue *queue;
 	struct gendisk *disk;
 
-	if (bpf_core_field_exists(old->rq_disk))
-		disk = old->rq_disk;
-	else
-		disk = rq->q->disk;
-	return disk->major << 20 | disk->first_minor;
+	if (bpf_core_field_exists(old->rq_disk)) {
+		disk = KERNEL_READ(direct, old, rq_disk);
+	} else {
+		queue = KERNEL_READ(direct, rq, q);
+		disk = KERNEL_READ(direct, queue, disk);
+	}
+	return KERNEL_READ(direct, disk, major) << 20 | KERNEL_READ(direct, disk, first_minor);
 }
 
 /* Takes the issue hook's time of a request away; 0 where there is none. The hook is attached only
@@ -127,18 +130,47 @@ static __always_inline void disk_error(struct series_key *key, __u32 operation, 
 		     disk_counters + DISK_COUNTER_OVERFLOW);
 }
 
-SEC("tp_btf/block_rq_complete")
-int disk_complete(unsigned long long *ctx)
+/* The cells of an operation's series, or those of `other`. */
+static __always_inline void disk_cells(const struct series_cells *cells, bool found,
+				       __u32 operation, __u32 *io_cell, __u32 *device_cell)
+{
+	if (found) {
+		*io_cell = cells->histogram[0];
+		*device_cell = cells->histogram[1];
+	} else {
+		counter_add(disk_counters + DISK_COUNTER_OVERFLOW, 1);
+		*io_cell = disk_histograms + DISK_HISTOGRAM_OTHER_IO + operation;
+		*device_cell = disk_histograms + DISK_HISTOGRAM_OTHER_DEVICE + operation;
+	}
+}
+
+/* How far a bio has come. */
+static __always_inline __u32 disk_bio_done(struct bio *bio, bool direct)
+{
+	struct bvec_iter *iter = &bio->bi_iter;
+	struct bvec_iter___offset *later = (void *)iter;
+	__u32 index = KERNEL_READ(direct, iter, bi_idx);
+
+	if (bpf_core_field_exists(iter->bi_bvec_done))
+		return index | KERNEL_READ(direct, iter, bi_bvec_done);
+	return index | KERNEL_READ(direct, later, bi_offset);
+}
+
+static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 {
 	struct request *rq = (void *)ctx[0];
 	int error = (int)ctx[1];
 	__u32 bytes = (__u32)ctx[2];
-	__u32 op = rq->cmd_flags & REQ_OP_MASK;
-	__u64 created = rq->start_time_ns, issued = rq->io_start_time_ns, hooked, now;
+	__u32 op = KERNEL_READ(direct, rq, cmd_flags) & REQ_OP_MASK;
+	__u64 created = KERNEL_READ(direct, rq, start_time_ns);
+	__u64 issued = KERNEL_READ(direct, rq, io_start_time_ns);
+	__u64 hooked, now;
+	__u32 left = KERNEL_READ(direct, rq, __data_len);
 	__u32 operation, io_cell, device_cell, bucket;
 	struct series_key key = {};
-	struct bio *bio = rq->bio;
-	struct cgroup_subsys_state *css;
+	struct bio *bio = KERNEL_READ(direct, rq, bio);
+	struct blkcg_gq *group;
+	struct blkcg *blkcg;
 	struct series_cells cells;
 
 	/* Passthrough commands are the driver's own. The flush beneath an fsync has
@@ -151,40 +183,37 @@ int disk_complete(unsigned long long *ctx)
 		/* A write with FUA or a flush before it completes twice, the second
 		 * time with nothing left. It went to the device or moved data; the
 		 * empty write of an fsync did neither. */
-		if (issued || bio->bi_iter.bi_idx || bio->bi_iter.bi_bvec_done)
+		if (issued || disk_bio_done(bio, direct))
 			return 0;
 		operation = DISK_OPERATION_FLUSH;
 	}
 
-	css = &bio->bi_blkg->blkcg->css;
-	key.device = disk_device(rq);
+	group = KERNEL_READ(direct, bio, bi_blkg);
+	blkcg = KERNEL_READ(direct, group, blkcg);
+	key.device = disk_device(rq, direct);
 	/* Taken away in any case: the hook sees requests that need no time of it, too. */
-	hooked = error || bytes >= rq->__data_len ? disk_take_issued(rq) : 0;
+	hooked = error || bytes >= left ? disk_take_issued(rq) : 0;
 	if (error) {
-		series_key_cgroup(&key, css->cgroup);
+		series_key_cgroup(&key, KERNEL_READ(direct, blkcg, css.cgroup), direct);
 		disk_error(&key, operation, error);
 		return 0;
 	}
 
 	key.kind = DISK_KIND_IO;
 	key.detail = operation;
-	if (series_of(&key, css, operation == DISK_OPERATION_FLUSH ? 1 : 2, &cells)) {
-		io_cell = cells.histogram[0];
-		device_cell = cells.histogram[1];
-	} else {
-		counter_add(disk_counters + DISK_COUNTER_OVERFLOW, 1);
-		io_cell = disk_histograms + DISK_HISTOGRAM_OTHER_IO + operation;
-		device_cell = disk_histograms + DISK_HISTOGRAM_OTHER_DEVICE + operation;
-	}
+	disk_cells(&cells,
+		   series_of(&key, &blkcg->css, operation == DISK_OPERATION_FLUSH ? 1 : 2, &cells,
+			     direct),
+		   operation, &io_cell, &device_cell);
 	if (bytes)
 		counter_add(io_cell, bytes);
 
 	/* A request can complete in parts: all bytes count, the last part is timed. */
-	if (bytes < rq->__data_len)
+	if (bytes < left)
 		return 0;
 
 	/* Without accounting (`part` unset) start_time_ns is stale, not zero. */
-	if (!rq->part)
+	if (!KERNEL_READ(direct, rq, part))
 		created = issued = 0;
 	if (!issued)
 		issued = hooked;
@@ -211,14 +240,187 @@ int disk_complete(unsigned long long *ctx)
 	return 0;
 }
 
-SEC("tp_btf/block_rq_issue")
-int disk_issue(unsigned long long *ctx)
+SEC("tp_btf/block_rq_complete")
+int disk_complete(unsigned long long *ctx)
 {
-	__u64 key = ctx[0], now = bpf_ktime_get_ns();
+	return disk_completed(ctx, true);
+}
+
+SEC("raw_tracepoint/block_rq_complete")
+int disk_complete_raw(unsigned long long *ctx)
+{
+	return disk_completed(ctx, false);
+}
+
+static __always_inline int disk_issued_request(__u64 request)
+{
+	__u64 now = bpf_ktime_get_ns();
 	__u32 zero = 0;
 	void *table = bpf_map_lookup_elem(&disk_issued, &zero);
 
-	if (table && bpf_map_update_elem(table, &key, &now, BPF_ANY))
+	if (table && bpf_map_update_elem(table, &request, &now, BPF_ANY))
 		counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
+	return 0;
+}
+
+SEC("tp_btf/block_rq_issue")
+int disk_issue(unsigned long long *ctx)
+{
+	return disk_issued_request(ctx[0]);
+}
+
+/* Before commit a54895fa057c ("block: remove the request_queue to argument request based
+ * tracepoints", 5.11) the queue came first. The verifier of later kernels refuses the second
+ * argument, so this one is tried before the other. */
+SEC("tp_btf/block_rq_issue")
+int disk_issue_queue(unsigned long long *ctx)
+{
+	return disk_issued_request(ctx[1]);
+}
+
+/* Nobody checks the arguments here: where the first is the queue, it is the second one's. */
+SEC("raw_tracepoint/block_rq_issue")
+int disk_issue_raw(unsigned long long *ctx)
+{
+	struct request *second = (void *)ctx[1];
+
+	return disk_issued_request(BPF_CORE_READ(second, q) == (void *)ctx[0] ? ctx[1] : ctx[0]);
+}
+
+/* Where the tracepoints' records have their fields; read from tracefs by the loader. */
+const volatile struct record_field disk_issue_dev;
+const volatile struct record_field disk_issue_sector;
+const volatile struct record_field disk_issue_nr_sector;
+const volatile struct record_field disk_issue_rwbs;
+const volatile struct record_field disk_complete_dev;
+const volatile struct record_field disk_complete_sector;
+const volatile struct record_field disk_complete_nr_sector;
+const volatile struct record_field disk_complete_error;
+const volatile struct record_field disk_complete_rwbs;
+
+/* A request as the records name it. */
+struct disk_place {
+	__u64 sector;
+	__u64 device;
+};
+
+struct disk_in_flight {
+	__u64 issued_ns;
+	/* Who issued it: the submitter, unless the request waited and a kernel thread did. */
+	__u64 cgroup_id;
+	/* What is still to complete. */
+	__u64 sectors;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct disk_place);
+	__type(value, struct disk_in_flight);
+} disk_in_flight SEC(".maps");
+
+#define SECTOR_SHIFT 9
+
+/* The operation by the letters of blk_fill_rwbs() (block/blk-core.c or
+ * kernel/trace/blktrace.c); none for the flush itself and for what the driver asks for. */
+static __always_inline __u32 disk_record_operation(__u64 rwbs)
+{
+	/* First stands F where a flush goes before. */
+	if ((rwbs & 0xff) == 'F')
+		rwbs >>= 8;
+	switch (rwbs & 0xff) {
+	case 'R':
+		return DISK_OPERATION_READ;
+	case 'W':
+		return DISK_OPERATION_WRITE;
+	case 'D':
+		/* DE is a secure erase. */
+		return (rwbs >> 8 & 0xff) == 'E' ? DISK_OPERATION_OTHER : DISK_OPERATION_DISCARD;
+	default:
+		return DISK_OPERATIONS;
+	}
+}
+
+SEC("tracepoint/block/block_rq_issue")
+int disk_issue_record(void *ctx)
+{
+	struct disk_place place = {
+		.sector = RECORD_READ(ctx, disk_issue_sector),
+		.device = RECORD_READ(ctx, disk_issue_dev),
+	};
+	struct disk_in_flight request = {
+		.issued_ns = bpf_ktime_get_ns(),
+		.cgroup_id = bpf_get_current_cgroup_id(),
+		.sectors = RECORD_READ(ctx, disk_issue_nr_sector),
+	};
+
+	if (!request.sectors ||
+	    disk_record_operation(RECORD_READ(ctx, disk_issue_rwbs)) == DISK_OPERATIONS)
+		return 0;
+	if (bpf_map_update_elem(&disk_in_flight, &place, &request, BPF_ANY))
+		counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
+	return 0;
+}
+
+/* Without types there are but the records: matched by device and sector, timed from the issue.
+ * A flush has neither sectors nor an issue of its own. */
+SEC("tracepoint/block/block_rq_complete")
+int disk_complete_record(void *ctx)
+{
+	struct disk_place place = {
+		.sector = RECORD_READ(ctx, disk_complete_sector),
+		.device = RECORD_READ(ctx, disk_complete_dev),
+	};
+	__u64 sectors = RECORD_READ(ctx, disk_complete_nr_sector);
+	__u32 operation = disk_record_operation(RECORD_READ(ctx, disk_complete_rwbs));
+	int error = RECORD_READ(ctx, disk_complete_error);
+	struct series_key key = { .device = place.device };
+	struct disk_in_flight *found, request = {};
+	__u32 io_cell, device_cell, bucket;
+	struct series_cells cells;
+	__u64 elapsed;
+	bool known;
+
+	if (!sectors || operation == DISK_OPERATIONS)
+		return 0;
+	found = bpf_map_lookup_elem(&disk_in_flight, &place);
+	if (found) {
+		request = *found;
+		bpf_map_delete_elem(&disk_in_flight, &place);
+	}
+	key.cgroup_id = request.cgroup_id;
+	known = request.issued_ns;
+	if (error) {
+		if (known)
+			disk_error(&key, operation, error);
+		else
+			counter_add(disk_counters + DISK_COUNTER_OTHER_ERROR + operation, 1);
+		return 0;
+	}
+	if (known) {
+		key.kind = DISK_KIND_IO;
+		key.detail = operation;
+		disk_cells(&cells, series_of_index(&key, 2, 0, &cells), operation, &io_cell,
+			   &device_cell);
+	} else {
+		/* Issued before the agent, or beside another of the same place. */
+		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
+		io_cell = disk_histograms + DISK_HISTOGRAM_OTHER_IO + operation;
+	}
+	counter_add(io_cell, sectors << SECTOR_SHIFT);
+	if (!known)
+		return 0;
+	if (sectors < request.sectors) {
+		/* A part: the rest completes from where this one ended. */
+		place.sector += sectors;
+		request.sectors -= sectors;
+		if (bpf_map_update_elem(&disk_in_flight, &place, &request, BPF_ANY))
+			counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
+		return 0;
+	}
+	elapsed = bpf_ktime_get_ns() - request.issued_ns;
+	bucket = histogram_bucket_of(elapsed);
+	histogram_add_to(io_cell, bucket, elapsed);
+	histogram_add_to(device_cell, bucket, elapsed);
 	return 0;
 }

@@ -7,7 +7,7 @@
 
 use crate::{
     Cell, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series, SeriesKey,
-    spec::Variant,
+    spec::{Hook, Program, Record, Variant},
     wire::{
         TCP_COUNTER_OTHER_FAILURE, TCP_COUNTER_OTHER_SYN_RETRANSMITS, TCP_COUNTER_OTHER_UNMEASURED,
         TCP_COUNTER_OVERFLOW, TCP_COUNTER_UNTRACKED, TCP_COUNTERS, TCP_KIND_FAILURE,
@@ -49,21 +49,70 @@ pub(crate) const PROBE: Probe = Probe {
             source: "tcp_sock.total_retrans when the connect ends",
         },
     ],
-    rungs: &[Rung {
-        hook: "tp_btf",
-        variants: &[
-            Variant {
-                programs: &[("tcp_state_slots", "inet_sock_set_state")],
-                table: None,
+    rungs: &[
+        Rung {
+            hook: "tp_btf",
+            variants: &[
+                Variant {
+                    programs: &[Program {
+                        name: "tcp_state_slots",
+                        hook: Hook::TpBtf("inet_sock_set_state"),
+                    }],
+                    table: None,
+                    of_task: false,
+                    note: "",
+                },
+                Variant {
+                    programs: &[Program {
+                        name: "tcp_state_hash",
+                        hook: Hook::TpBtf("inet_sock_set_state"),
+                    }],
+                    table: STARTED,
+                    of_task: true,
+                    note: "start times in a table of 8192",
+                },
+            ],
+            limits: "",
+            fallback: &[],
+        },
+        Rung {
+            hook: "kprobe",
+            variants: &[Variant {
+                programs: &[Program {
+                    name: "tcp_state_kprobe",
+                    hook: Hook::Kprobe("tcp_set_state"),
+                }],
+                table: STARTED,
+                of_task: true,
+                note: "start times in a table of 8192",
+            }],
+            limits: "",
+            fallback: &[],
+        },
+        Rung {
+            hook: "tracepoint",
+            variants: &[Variant {
+                programs: &[Program {
+                    name: "tcp_state_record",
+                    hook: Hook::Tracepoint(&Record {
+                        category: "sock",
+                        event: "inet_sock_set_state",
+                        fields: &[
+                            ("tcp_record_skaddr", "skaddr"),
+                            ("tcp_record_oldstate", "oldstate"),
+                            ("tcp_record_newstate", "newstate"),
+                            ("tcp_record_protocol", "protocol"),
+                        ],
+                    }),
+                }],
+                table: STARTED,
+                of_task: false,
                 note: "",
-            },
-            Variant {
-                programs: &[("tcp_state_hash", "inet_sock_set_state")],
-                table: Some(("tcp_started_hash", 8192)),
-                note: "start times in a table of 8192, for this kernel has no compare-and-swap for programs",
-            },
-        ],
-    }],
+            }],
+            limits: "the record of this tracepoint tells no error, no round trip and no cgroup: connects belong to the v2 cgroup of their task, every failure has the reason other, SYN retransmissions are not counted, and server handshakes are unmeasured and belong to nobody",
+            fallback: &[],
+        },
+    ],
     fallback: None,
     histograms: ROLES.len() as u16,
     counters: TCP_COUNTERS as u16,
@@ -77,6 +126,9 @@ pub(crate) const PROBE: Probe = Probe {
     samples,
     other,
 };
+
+/// Start times where there are no slots for them.
+const STARTED: Option<(&str, u32)> = Some(("tcp_started_hash", 8192));
 
 const HANDSHAKE: usize = 0;
 const FAILURES: usize = 1;

@@ -12,6 +12,10 @@
 const volatile __u32 tcp_histograms;
 const volatile __u32 tcp_counters;
 
+/* Where cgroup v2 is not mounted, sockets belong to no cgroup that has a name: the v1 hierarchy
+ * in which a connect belongs to its task's cgroup. 0 elsewhere; set by the loader. */
+const volatile __u32 tcp_task_hierarchy;
+
 /* include/net/tcp_states.h and include/uapi/asm-generic/errno.h are the ABI. */
 #define IPPROTO_TCP 6
 #define TCP_ESTABLISHED 1
@@ -49,15 +53,22 @@ struct {
 	__type(value, __u64);
 } tcp_started_storage SEC(".maps");
 
+/* A connect that has begun. */
+struct tcp_started {
+	__u64 ns;
+	/* The connecting task's cgroup, where the socket tells none; 0 elsewhere. */
+	__u64 cgroup_id;
+};
+
 /* For kernels without compare-and-swap (before commit 5ffa25502b5a, "bpf: Add
  * instructions for atomic_[cmp]xchg", 5.12) and without socket storage for tracing programs
- * (before commit 8e4597c627fb, 5.11). Plain, not LRU: a full table is an error that can
- * be counted, an eviction is not. */
+ * (before commit 8e4597c627fb, 5.11), and for hooks that have neither. Plain, not LRU: a full
+ * table is an error that can be counted, an eviction is not. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
 	__type(key, __u64);
-	__type(value, __u64);
+	__type(value, struct tcp_started);
 } tcp_started_hash SEC(".maps");
 
 /* 36 bits that are the socket's address: the number of its cache line, mixed one to one. The
@@ -142,106 +153,184 @@ static __always_inline __u64 tcp_end_slot(struct sock *sk, __u64 now)
 	return 0;
 }
 
+/* The cgroup of the current task in the hierarchy that owns disk I/O. */
+static __always_inline __u64 tcp_task_cgroup_id(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct css_set *set = BPF_CORE_READ(task, cgroups);
+	__u64 index = bpf_core_enum_value(enum cgroup_subsys_id, io_cgrp_id);
+	struct cgroup_subsys_state *css = NULL;
+
+	bpf_probe_read_kernel(&css, sizeof(css), (void *)&set->subsys + index * sizeof(css));
+	return BPF_CORE_READ(css, cgroup, kn, id);
+}
+
+static __always_inline bool tcp_start_hash(__u64 key, __u64 cgroup_id)
+{
+	struct tcp_started started = { .ns = bpf_ktime_get_ns(), .cgroup_id = cgroup_id };
+
+	return !bpf_map_update_elem(&tcp_started_hash, &key, &started, BPF_ANY);
+}
+
 static __always_inline void tcp_start(struct sock *sk, bool slots)
 {
-	__u64 now = bpf_ktime_get_ns();
-	__u64 key = (__u64)sk;
+	__u64 now;
 	bool stored;
 
-	if (slots)
+	if (slots) {
+		now = bpf_ktime_get_ns();
 		stored = tcp_start_slot(sk, now) ||
 			 bpf_sk_storage_get(&tcp_started_storage, sk, &now,
 					    BPF_SK_STORAGE_GET_F_CREATE);
-	else
-		stored = !bpf_map_update_elem(&tcp_started_hash, &key, &now, BPF_ANY);
+	} else {
+		stored = tcp_start_hash((__u64)sk, tcp_task_hierarchy ? tcp_task_cgroup_id() : 0);
+	}
 	if (!stored)
 		counter_add(tcp_counters + TCP_COUNTER_UNTRACKED, 1);
 }
 
-/* How long the connect has taken, and forgets its start; 0 where that was not seen. */
-static __always_inline __u64 tcp_end(struct sock *sk, bool slots)
+/* Forgets the start of a connect; false where that was not seen. `ended` holds how long ago
+ * it was. */
+static __always_inline bool tcp_end_hash(__u64 key, struct tcp_started *ended)
 {
-	__u64 now = bpf_ktime_get_ns();
-	__u64 key = (__u64)sk;
-	__u64 *found, elapsed;
+	struct tcp_started *found = bpf_map_lookup_elem(&tcp_started_hash, &key);
 
-	if (slots) {
-		elapsed = tcp_end_slot(sk, now);
-		if (elapsed)
-			return elapsed;
-		found = bpf_sk_storage_get(&tcp_started_storage, sk, NULL, 0);
-	} else {
-		found = bpf_map_lookup_elem(&tcp_started_hash, &key);
-	}
 	if (!found)
-		return 0;
-	elapsed = now - *found;
-	if (slots)
-		bpf_sk_storage_delete(&tcp_started_storage, sk);
-	else
-		bpf_map_delete_elem(&tcp_started_hash, &key);
-	return elapsed;
+		return false;
+	ended->ns = bpf_ktime_get_ns() - found->ns;
+	ended->cgroup_id = found->cgroup_id;
+	bpf_map_delete_elem(&tcp_started_hash, &key);
+	return true;
+}
+
+static __always_inline bool tcp_end(struct sock *sk, bool slots, struct tcp_started *ended)
+{
+	__u64 *found;
+	__u64 now;
+
+	if (!slots)
+		return tcp_end_hash((__u64)sk, ended);
+	now = bpf_ktime_get_ns();
+	ended->ns = tcp_end_slot(sk, now);
+	if (ended->ns)
+		return true;
+	found = bpf_sk_storage_get(&tcp_started_storage, sk, NULL, 0);
+	if (!found)
+		return false;
+	ended->ns = now - *found;
+	bpf_sk_storage_delete(&tcp_started_storage, sk);
+	return true;
+}
+
+/* What a program may do: constants, not a part of the event, or the compiler does not fold them. */
+enum tcp_means {
+	/* Start times are in slots, not in the hash. */
+	TCP_SLOTS = 1,
+	/* Pointers have types: see KERNEL_READ. */
+	TCP_DIRECT = 2,
+};
+
+/* The slots have no room for a task's cgroup. */
+#define TCP_OF_TASK(means) (!((means)&TCP_SLOTS) && tcp_task_hierarchy)
+
+/* The socket of an event. */
+struct tcp_event {
+	struct sock *sk;
+	struct tcp_sock *tp;
+	/* The connecting task's cgroup, where the socket tells none. */
+	__u64 task_cgroup_id;
+};
+
+/* The id of every hierarchy's root cgroup. */
+#define CGROUP_ROOT_ID 1
+
+/* Names the workload by the socket's cgroup where that is a tagged word. Out of line, for only
+ * old kernels get here. */
+static __noinline void tcp_key_tagged_cgroup(struct series_key *key, struct sock *sk)
+{
+	struct sock_cgroup_data___tagged *tagged = (void *)&sk->sk_cgrp_data;
+	__u64 val = BPF_CORE_READ(tagged, val);
+	struct cgroup *cgroup = (void *)val;
+
+	/* Tagged, it holds the numbers of net_cls and net_prio; either way the root. */
+	if (!val || val & 3) {
+		key->cgroup_id = CGROUP_ROOT_ID;
+		key->hierarchy = 0;
+		return;
+	}
+	key->cgroup_id = BPF_CORE_READ(cgroup, kn, id);
+	key->hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);
 }
 
 /* Names the workload of a key by the socket's cgroup. */
-static __always_inline void tcp_key_cgroup(struct series_key *key, struct sock *sk)
+static __always_inline void tcp_key_cgroup(struct series_key *key, const struct tcp_event *event,
+					   enum tcp_means means)
 {
-	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
-		series_key_cgroup(key, sk->sk_cgrp_data.cgroup);
-	} else {
-		struct sock_cgroup_data___tagged *tagged = (void *)&sk->sk_cgrp_data;
-		__u64 val = BPF_CORE_READ(tagged, val);
-		struct cgroup *cgroup = (void *)val;
+	struct sock *sk = event->sk;
 
-		/* Tagged, it holds the numbers of net_cls and net_prio; either way the root. */
-		if (!val || val & 3) {
-			key->cgroup_id = 1;
-			key->hierarchy = 0;
-			return;
-		}
-		key->cgroup_id = BPF_CORE_READ(cgroup, kn, id);
-		key->hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);
+	if (TCP_OF_TASK(means)) {
+		key->cgroup_id = event->task_cgroup_id ? event->task_cgroup_id : CGROUP_ROOT_ID;
+		key->hierarchy = tcp_task_hierarchy;
+	} else if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
+		series_key_cgroup(key, KERNEL_READ(means & TCP_DIRECT, sk, sk_cgrp_data.cgroup),
+				  means & TCP_DIRECT);
+	} else {
+		tcp_key_tagged_cgroup(key, sk);
 	}
 }
 
-static __always_inline void tcp_count(struct sock *sk, enum tcp_kind kind, __u32 detail, __u64 n,
-				      __u32 other)
+static __always_inline void tcp_count(const struct tcp_event *event, enum tcp_means means,
+				      enum tcp_kind kind, __u32 detail, __u64 n, __u32 other)
 {
 	struct series_key key = { .kind = kind, .detail = detail };
 
-	tcp_key_cgroup(&key, sk);
+	tcp_key_cgroup(&key, event, means);
 	series_count(&key, n, tcp_counters + other, tcp_counters + TCP_COUNTER_OVERFLOW);
 }
 
-static __always_inline void tcp_unmeasured(struct sock *sk, enum tcp_role role)
+static __always_inline void tcp_unmeasured(const struct tcp_event *event, enum tcp_means means,
+					   enum tcp_role role)
 {
-	tcp_count(sk, TCP_KIND_UNMEASURED, role, 1, TCP_COUNTER_OTHER_UNMEASURED + role);
+	tcp_count(event, means, TCP_KIND_UNMEASURED, role, 1, TCP_COUNTER_OTHER_UNMEASURED + role);
 }
 
-static __always_inline void tcp_handshake(struct sock *sk, enum tcp_role role, __u64 ns)
+/* Adds a duration to a series, or to the cell `other` of its role. */
+static __always_inline void tcp_add(const struct series_cells *cells, bool found,
+				    enum tcp_role role, __u64 ns)
 {
-	struct series_key key = { .kind = TCP_KIND_HANDSHAKE, .detail = role };
-	struct series_cells cells;
 	__u32 cell = tcp_histograms + role;
-	bool found;
 
-	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
-		found = series_of(&key, &sk->sk_cgrp_data.cgroup->self, 1, &cells);
-	} else {
-		tcp_key_cgroup(&key, sk);
-		found = series_of_index(&key, 1, 0, &cells);
-	}
 	if (found)
-		cell = cells.histogram[0];
+		cell = cells->histogram[0];
 	else
 		counter_add(tcp_counters + TCP_COUNTER_OVERFLOW, 1);
 	histogram_add(cell, ns);
 }
 
-/* Why a connect failed, at the moment its socket closes. */
-static __always_inline enum tcp_reason tcp_reason(struct sock *sk, struct tcp_sock *tp)
+static __always_inline void tcp_handshake(const struct tcp_event *event, enum tcp_means means,
+					  enum tcp_role role, __u64 ns)
 {
-	switch (sk->sk_err) {
+	struct series_key key = { .kind = TCP_KIND_HANDSHAKE, .detail = role };
+	struct sock *sk = event->sk;
+	struct series_cells cells;
+	struct cgroup *cgroup;
+	bool found;
+
+	if (!TCP_OF_TASK(means) && bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
+		cgroup = KERNEL_READ(means & TCP_DIRECT, sk, sk_cgrp_data.cgroup);
+		found = series_of(&key, &cgroup->self, 1, &cells, means & TCP_DIRECT);
+	} else {
+		tcp_key_cgroup(&key, event, means);
+		found = series_of_index(&key, 1, 0, &cells);
+	}
+	tcp_add(&cells, found, role, ns);
+}
+
+/* Why a connect failed, at the moment its socket closes. */
+static __always_inline enum tcp_reason tcp_reason(const struct tcp_event *event,
+						  enum tcp_means means)
+{
+	switch (KERNEL_READ(means & TCP_DIRECT, event->sk, sk_err)) {
 	case ECONNREFUSED:
 		return TCP_REASON_REFUSED;
 	case ETIMEDOUT:
@@ -254,7 +343,8 @@ static __always_inline enum tcp_reason tcp_reason(struct sock *sk, struct tcp_so
 	case 0:
 		/* No error: the application closed, was killed or gave up waiting;
 		 * or the connect failed before its first segment, for want of a port. */
-		if (sk->sk_shutdown != SHUTDOWN_MASK && !tp->segs_out)
+		if (KERNEL_READ(means & TCP_DIRECT, event->sk, sk_shutdown) != SHUTDOWN_MASK &&
+		    !KERNEL_READ(means & TCP_DIRECT, event->tp, segs_out))
 			return TCP_REASON_LOCAL;
 		return TCP_REASON_ABORTED;
 	default:
@@ -263,84 +353,162 @@ static __always_inline enum tcp_reason tcp_reason(struct sock *sk, struct tcp_so
 }
 
 /* The end of a connect, well or badly. */
-static __always_inline void tcp_client(struct sock *sk, struct tcp_sock *tp, int newstate,
-				       __u64 elapsed)
+static __always_inline void tcp_client(const struct tcp_event *event, enum tcp_means means,
+				       int newstate, __u64 elapsed)
 {
-	if (newstate != TCP_ESTABLISHED) {
-		enum tcp_reason reason = tcp_reason(sk, tp);
+	__u32 retransmits = KERNEL_READ(means & TCP_DIRECT, event->tp, total_retrans);
 
-		tcp_count(sk, TCP_KIND_FAILURE, reason, 1, TCP_COUNTER_OTHER_FAILURE + reason);
+	if (newstate != TCP_ESTABLISHED) {
+		enum tcp_reason reason = tcp_reason(event, means);
+
+		tcp_count(event, means, TCP_KIND_FAILURE, reason, 1,
+			  TCP_COUNTER_OTHER_FAILURE + reason);
 	} else if (elapsed) {
-		tcp_handshake(sk, TCP_ROLE_CLIENT, elapsed);
+		tcp_handshake(event, means, TCP_ROLE_CLIENT, elapsed);
 	} else {
-		tcp_unmeasured(sk, TCP_ROLE_CLIENT);
+		tcp_unmeasured(event, means, TCP_ROLE_CLIENT);
 	}
-	if (tp->total_retrans)
-		tcp_count(sk, TCP_KIND_SYN_RETRANSMITS, 0, tp->total_retrans,
+	if (retransmits)
+		tcp_count(event, means, TCP_KIND_SYN_RETRANSMITS, 0, retransmits,
 			  TCP_COUNTER_OTHER_SYN_RETRANSMITS);
 }
 
 /* The server's side: from the first SYN-ACK to its ACK. */
-static __always_inline void tcp_server(struct sock *sk, struct tcp_sock *tp)
+static __always_inline void tcp_server(const struct tcp_event *event, enum tcp_means means)
 {
-	if (!tp->total_retrans) {
+	struct tcp_sock *tp = event->tp;
+
+	if (!KERNEL_READ(means & TCP_DIRECT, tp, total_retrans)) {
 		/* The kernel's own first sample of the round trip, an eighth of a us
 		 * a unit; none with SYN cookies, which keep no time of the SYN-ACK. */
-		if (tp->srtt_us) {
-			tcp_handshake(sk, TCP_ROLE_SERVER, (__u64)(tp->srtt_us >> 3) * 1000);
+		__u64 srtt_us = KERNEL_READ(means & TCP_DIRECT, tp, srtt_us);
+
+		if (srtt_us) {
+			tcp_handshake(event, means, TCP_ROLE_SERVER, (srtt_us >> 3) * 1000);
 			return;
 		}
-	} else if (bpf_core_field_exists(tp->total_rto_time) && tp->total_rto_time) {
+	} else if (bpf_core_field_exists(tp->total_rto_time)) {
 		/* Retransmitted: a sample would be ambiguous (Karn), but the kernel
 		 * notes the time since the first SYN-ACK, in ms. */
-		tcp_handshake(sk, TCP_ROLE_SERVER, (__u64)tp->total_rto_time * 1000000);
-		return;
+		__u64 total_rto_ms = KERNEL_READ(means & TCP_DIRECT, tp, total_rto_time);
+
+		if (total_rto_ms) {
+			tcp_handshake(event, means, TCP_ROLE_SERVER, total_rto_ms * 1000000);
+			return;
+		}
 	}
-	tcp_unmeasured(sk, TCP_ROLE_SERVER);
+	tcp_unmeasured(event, means, TCP_ROLE_SERVER);
 }
 
-static __always_inline void tcp_state(unsigned long long *ctx, bool slots)
+static __always_inline void tcp_state(struct sock *sk, int oldstate, int newstate,
+				      enum tcp_means means)
 {
-	struct sock *sk = (void *)ctx[0];
-	int oldstate = (int)ctx[1], newstate = (int)ctx[2];
-	struct tcp_sock *tp;
-	__u64 elapsed = 0;
+	struct tcp_started ended = {};
+	struct tcp_event event = { .sk = sk };
+	bool began = false;
 
 	/* Seven of a connection's ten changes end here. */
 	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV && newstate != TCP_SYN_SENT)
 		return;
 	/* MPTCP and DCCP pass here too. */
-	if (sk->sk_protocol != IPPROTO_TCP)
+	if (KERNEL_READ(means & TCP_DIRECT, sk, sk_protocol) != IPPROTO_TCP)
 		return;
 	if (newstate == TCP_SYN_SENT) {
-		tcp_start(sk, slots);
+		tcp_start(sk, means & TCP_SLOTS);
 		return;
 	}
 	/* A simultaneous open goes through SYN_RECV and is still the client's. */
 	if (newstate != TCP_ESTABLISHED && newstate != TCP_CLOSE)
 		return;
 	/* A server's child belongs to no file before it is accepted: no start to look for. */
-	if (oldstate == TCP_SYN_SENT || sk->sk_socket)
-		elapsed = tcp_end(sk, slots);
-	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
+	if (oldstate == TCP_SYN_SENT || KERNEL_READ(means & TCP_DIRECT, sk, sk_socket))
+		began = tcp_end(sk, means & TCP_SLOTS, &ended);
+	event.task_cgroup_id = ended.cgroup_id;
+	event.tp = means & TCP_DIRECT ? bpf_skc_to_tcp_sock(sk) : (struct tcp_sock *)sk;
+	if (!event.tp)
 		return;
-	if (elapsed || oldstate == TCP_SYN_SENT)
-		tcp_client(sk, tp, newstate, elapsed);
+	if (began || oldstate == TCP_SYN_SENT)
+		tcp_client(&event, means, newstate, ended.ns);
 	else if (newstate == TCP_ESTABLISHED)
-		tcp_server(sk, tp);
+		tcp_server(&event, means);
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int tcp_state_slots(unsigned long long *ctx)
 {
-	tcp_state(ctx, true);
+	tcp_state((void *)ctx[0], (int)ctx[1], (int)ctx[2], TCP_SLOTS | TCP_DIRECT);
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int tcp_state_hash(unsigned long long *ctx)
 {
-	tcp_state(ctx, false);
+	tcp_state((void *)ctx[0], (int)ctx[1], (int)ctx[2], TCP_DIRECT);
+	return 0;
+}
+
+/* The function in which the tracepoint sits: the same changes at the same moment, on entry, so
+ * the socket still has its old state. */
+SEC("kprobe/tcp_set_state")
+int tcp_state_kprobe(struct pt_regs *ctx)
+{
+	struct sock *sk = (void *)PT_REGS_PARM1(ctx);
+
+	tcp_state(sk, BPF_CORE_READ(sk, __sk_common.skc_state), (int)PT_REGS_PARM2(ctx), 0);
+	return 0;
+}
+
+/* Where the tracepoint's record has its fields; read from tracefs by the loader. */
+const volatile struct record_field tcp_record_skaddr;
+const volatile struct record_field tcp_record_oldstate;
+const volatile struct record_field tcp_record_newstate;
+const volatile struct record_field tcp_record_protocol;
+
+/* Without types there is but the record of the tracepoint: no error, no round trip, no cgroup. A
+ * connect begins in its task, so the cgroup is that task's. What happened at the server's end
+ * has no owner here. */
+SEC("tracepoint/sock/inet_sock_set_state")
+int tcp_state_record(void *ctx)
+{
+	int oldstate = RECORD_READ(ctx, tcp_record_oldstate);
+	int newstate = RECORD_READ(ctx, tcp_record_newstate);
+	struct series_key key = {};
+	struct series_cells cells;
+	struct tcp_started ended;
+	__u64 socket;
+
+	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV && newstate != TCP_SYN_SENT)
+		return 0;
+	if (RECORD_READ(ctx, tcp_record_protocol) != IPPROTO_TCP)
+		return 0;
+	socket = RECORD_READ(ctx, tcp_record_skaddr);
+	if (newstate == TCP_SYN_SENT) {
+		if (!tcp_start_hash(socket, bpf_get_current_cgroup_id()))
+			counter_add(tcp_counters + TCP_COUNTER_UNTRACKED, 1);
+		return 0;
+	}
+	if (newstate != TCP_ESTABLISHED && newstate != TCP_CLOSE)
+		return 0;
+	if (!tcp_end_hash(socket, &ended)) {
+		if (newstate == TCP_ESTABLISHED)
+			counter_add(tcp_counters + TCP_COUNTER_OTHER_UNMEASURED +
+					    (oldstate == TCP_SYN_SENT ? TCP_ROLE_CLIENT
+								      : TCP_ROLE_SERVER),
+				    1);
+		else if (oldstate == TCP_SYN_SENT)
+			counter_add(tcp_counters + TCP_COUNTER_OTHER_FAILURE + TCP_REASON_OTHER, 1);
+		return 0;
+	}
+	key.cgroup_id = ended.cgroup_id;
+	if (newstate == TCP_ESTABLISHED) {
+		key.kind = TCP_KIND_HANDSHAKE;
+		key.detail = TCP_ROLE_CLIENT;
+		tcp_add(&cells, series_of_index(&key, 1, 0, &cells), TCP_ROLE_CLIENT, ended.ns);
+	} else {
+		key.kind = TCP_KIND_FAILURE;
+		key.detail = TCP_REASON_OTHER;
+		series_count(&key, 1, tcp_counters + TCP_COUNTER_OTHER_FAILURE + TCP_REASON_OTHER,
+			     tcp_counters + TCP_COUNTER_OVERFLOW);
+	}
 	return 0;
 }

@@ -1,0 +1,380 @@
+//! Capabilities: what loading eBPF programs takes, what is still needed once they are attached, and how the rest
+//! is given up.
+//!
+//! They belong to a thread and pass on to those that it makes. So they are given up before there is a second one.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use probes::Kernel;
+use rustix::{
+    process::{Resource, Rlimit, setrlimit},
+    thread::{
+        CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
+        clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+        set_no_new_privs,
+    },
+};
+
+/// Since then, commit c8644cd0efe7, map calls on a descriptor that one holds take no capability, whatever
+/// `kernel.unprivileged_bpf_disabled` says. Before, it refuses every `bpf()` call without `CAP_BPF`, and may be
+/// switched on at any time.
+const FREE_MAP_CALLS: (u32, u32) = (5, 19);
+
+/// Since then, commit 80ee81e0403c, maps are memory of their maker's cgroup and not charged to `RLIMIT_MEMLOCK`.
+pub(crate) const UNCHARGED_MAPS: (u32, u32) = (5, 11);
+
+/// A capability that stays, and what for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Exactly one.
+    pub(crate) capability: CapabilitySet,
+    /// For a person.
+    pub(crate) reason: String,
+}
+
+/// The privileges that are not needed any more could not be given up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrivilegesError {
+    /// The kernel, or a filter before it, refuses a call.
+    #[error("privileges cannot be given up: {call}: {source}; a seccomp filter must allow it")]
+    Refused {
+        /// The call.
+        call: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Nobody can take them from another thread.
+    #[error("privileges cannot be given up: there are {0} threads already")]
+    Threads(usize),
+    /// A file of procfs that must be there.
+    #[error("privileges cannot be given up: {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why it can't be read.
+        source: io::Error,
+    },
+}
+
+/// The capabilities that loading takes and that are missing, from the text of `/proc/self/status` and the target of
+/// `/proc/self/ns/user`. Before 5.8, and on it still, `CAP_SYS_ADMIN` stands for all.
+pub(crate) fn missing(status: &str, user_namespace: Option<&Path>) -> Option<String> {
+    let needed = CapabilitySet::BPF.union(CapabilitySet::PERFMON);
+    if !is_first_user_namespace(user_namespace) {
+        let names = names(needed).join(" and ");
+        return Some(format!("{names} outside this user namespace"));
+    }
+    let effective = set(status, "CapEff:");
+    let missing = names(needed.difference(effective));
+    (!missing.is_empty() && !effective.contains(CapabilitySet::SYS_ADMIN))
+        .then(|| missing.join(" and "))
+}
+
+/// Whether capabilities count for eBPF, by the target of `/proc/self/ns/user`: only those in the first user namespace
+/// do, and that has the same number everywhere (`PROC_USER_INIT_INO` in `include/linux/proc_ns.h`).
+pub(crate) fn is_first_user_namespace(link: Option<&Path>) -> bool {
+    link.is_none_or(|link| link == Path::new("user:[4026531837]"))
+}
+
+/// A set of capabilities by its name in the text of `/proc/self/status`; empty where it is not there.
+pub(crate) fn set(status: &str, name: &str) -> CapabilitySet {
+    let mask = field(status, name).and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    CapabilitySet::from_bits_retain(mask.unwrap_or(0))
+}
+
+/// A line of `/proc/self/status` by its name, the colon included.
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(value.trim())
+}
+
+/// The names of capabilities, the highest first: `CAP_BPF` before `CAP_PERFMON`.
+pub(crate) fn names(capabilities: CapabilitySet) -> Vec<String> {
+    let mut names: Vec<String> = singles(capabilities)
+        .map(|single| {
+            single.iter_names().next().map_or_else(
+                || format!("capability {}", single.bits().trailing_zeros()),
+                |(name, _)| format!("CAP_{name}"),
+            )
+        })
+        .collect();
+    names.reverse();
+    names
+}
+
+fn singles(capabilities: CapabilitySet) -> impl Iterator<Item = CapabilitySet> {
+    (0..u64::BITS)
+        .map(|number| CapabilitySet::from_bits_retain(1 << number))
+        .filter(move |single| capabilities.contains(*single))
+}
+
+/// Whether a kernel is older than a version, by its release such as `5.10.0-30-amd64`. One that cannot be read
+/// passes for old, which costs a privilege kept in vain.
+pub(crate) fn is_before(release: &str, version: (u32, u32)) -> bool {
+    let mut numbers = release
+        .split(|character: char| !character.is_ascii_digit())
+        .map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < version,
+        _ => true,
+    }
+}
+
+/// The probes that may have to load and attach something later.
+pub(crate) fn unfinished(kernel: &Kernel) -> Vec<&'static str> {
+    kernel
+        .probes
+        .iter()
+        .filter(|installed| {
+            installed.status.verdict.is_up()
+                && installed.fallback_trigger().is_some()
+                && !installed.fallback_tried
+        })
+        .map(|installed| installed.probe.name)
+        .collect()
+}
+
+/// What of the permitted capabilities must stay, on a kernel of this release and with these probes
+/// [`unfinished`].
+pub(crate) fn keep(permitted: CapabilitySet, release: &str, unfinished: &[&str]) -> Vec<Kept> {
+    let later = (!unfinished.is_empty()).then(|| {
+        format!(
+            "{} attaches a second hook if a device gives no time stamps",
+            unfinished.join(", ")
+        )
+    });
+    let maps = is_before(release, FREE_MAP_CALLS).then(|| {
+        let (major, minor) = FREE_MAP_CALLS;
+        format!(
+            "series come and go, and kernels before {major}.{minor} may refuse map calls without it"
+        )
+    });
+    let mut kept: Vec<Kept> = Vec::new();
+    for (needed, reasons) in [
+        (CapabilitySet::BPF, [maps, later.clone()]),
+        (CapabilitySet::PERFMON, [None, later]),
+    ] {
+        let Some(capability) = [needed, CapabilitySet::SYS_ADMIN]
+            .into_iter()
+            .find(|capability| permitted.contains(*capability))
+        else {
+            continue;
+        };
+        for reason in reasons.into_iter().flatten() {
+            match kept.iter_mut().find(|kept| kept.capability == capability) {
+                Some(kept) if kept.reason.contains(&reason) => {}
+                Some(kept) => kept.reason = format!("{}; {reason}", kept.reason),
+                None => kept.push(Kept { capability, reason }),
+            }
+        }
+    }
+    kept
+}
+
+/// The capabilities and reasons in one line.
+pub(crate) fn describe(kept: &[Kept]) -> String {
+    if kept.is_empty() {
+        return "none".to_owned();
+    }
+    let parts: Vec<String> = kept
+        .chunk_by(|one, next| one.reason == next.reason)
+        .map(|same| {
+            let all = same.iter().flat_map(|kept| names(kept.capability));
+            let all: Vec<String> = all.collect();
+            format!("{} ({})", all.join(" and "), same[0].reason)
+        })
+        .collect();
+    parts.join(", ")
+}
+
+/// What is left to this process.
+#[derive(Debug)]
+pub(crate) struct Reduced {
+    kept: Vec<Kept>,
+    /// Whether the bounding set is reduced likewise: that takes `CAP_SETPCAP`.
+    bounded: bool,
+}
+
+impl fmt::Display for Reduced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(&self.kept))?;
+        if !self.bounded {
+            f.write_str("; the bounding set stays as it is, for want of CAP_SETPCAP")?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives up every capability that what is attached does not need any more, in all sets of this thread, and with
+/// `no_new_privs` the ways to new ones.
+///
+/// # Errors
+/// When there is another thread, whose capabilities would stay, or when a call is refused.
+pub(crate) fn reduce(kernel: &Kernel, procfs: &Path) -> Result<Reduced, PrivilegesError> {
+    let read_error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| PrivilegesError::Read { path, source }
+    };
+    let folder = procfs.join("self/task");
+    let threads = fs::read_dir(&folder).map_err(read_error(&folder))?.count();
+    if threads != 1 {
+        return Err(PrivilegesError::Threads(threads));
+    }
+    let file = procfs.join("sys/kernel/osrelease");
+    let release = fs::read_to_string(&file).map_err(read_error(&file))?;
+    let refused = |call| {
+        move |errno: rustix::io::Errno| PrivilegesError::Refused {
+            call,
+            source: errno.into(),
+        }
+    };
+    let before = capabilities(None).map_err(refused("capget"))?;
+    let kept = keep(before.permitted, &release, &unfinished(kernel));
+    let keep = kept.iter().fold(CapabilitySet::empty(), |all, kept| {
+        all.union(kept.capability)
+    });
+
+    if is_before(&release, UNCHARGED_MAPS) {
+        // A table that is made later is charged as well, and nobody can make room for it then. A refusal is
+        // none of this call's business: the limit may suffice.
+        let unlimited = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        let _ = setrlimit(Resource::Memlock, unlimited);
+    }
+    let mut bounded = true;
+    for single in singles(keep.complement()) {
+        // The call fails beyond the last one that this kernel knows.
+        if !capability_is_in_bounding_set(single).unwrap_or(false) {
+            continue;
+        }
+        if before.effective.contains(CapabilitySet::SETPCAP) {
+            remove_capability_from_bounding_set(single)
+                .map_err(refused("prctl(PR_CAPBSET_DROP)"))?;
+        } else {
+            bounded = false;
+        }
+    }
+    clear_ambient_capability_set().map_err(refused("prctl(PR_CAP_AMBIENT)"))?;
+    let sets = CapabilitySets {
+        effective: keep,
+        permitted: keep,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets).map_err(refused("capset"))?;
+    set_no_new_privs(true).map_err(refused("prctl(PR_SET_NO_NEW_PRIVS)"))?;
+    Ok(Reduced { kept, bounded })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: CapabilitySet = CapabilitySet::from_bits_retain(0x1ff_ffff_ffff);
+
+    #[test]
+    fn missing_ones_are_read_from_the_effective_set() {
+        for (mask, expected) in [
+            ("0000000000000000", Some("CAP_BPF and CAP_PERFMON")),
+            ("0000008000000000", Some("CAP_PERFMON")),
+            ("0000004000000000", Some("CAP_BPF")),
+            ("000000c000000000", None),
+            ("0000000000200000", None),
+        ] {
+            let status = format!("Name:\tx\nCapPrm:\tffff\nCapEff:\t{mask}\n");
+            assert_eq!(missing(&status, None).as_deref(), expected, "{mask}");
+        }
+        let none = missing("Name:\tx\n", None);
+        assert_eq!(none.as_deref(), Some("CAP_BPF and CAP_PERFMON"));
+    }
+
+    #[test]
+    fn in_a_user_namespace_none_counts() {
+        let status = "CapEff:\t000001ffffffffff\n";
+        let missing = |link: &str| missing(status, Some(Path::new(link)));
+        assert_eq!(missing("user:[4026531837]"), None);
+        assert_eq!(
+            missing("user:[4026532451]").as_deref(),
+            Some("CAP_BPF and CAP_PERFMON outside this user namespace")
+        );
+    }
+
+    #[test]
+    fn capabilities_have_names() {
+        let some = CapabilitySet::SETPCAP.union(CapabilitySet::from_bits_retain(1 << 50));
+        assert_eq!(names(some), ["capability 50", "CAP_SETPCAP"]);
+        assert_eq!(names(FULL).len(), 41);
+    }
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        for (release, before) in [
+            ("5.18.0", true),
+            ("5.19", false),
+            ("5.9.16-arch1", true),
+            ("6.1.0-37-cloud-amd64", false),
+            ("4.19.0-27-amd64", true),
+            ("10.0.0", false),
+            ("unknown", true),
+            ("", true),
+        ] {
+            assert_eq!(is_before(release, FREE_MAP_CALLS), before, "{release}");
+        }
+    }
+
+    #[test]
+    fn what_stays_is_what_may_be_needed() {
+        let sets = |permitted, release, unfinished: &[&str]| -> Vec<CapabilitySet> {
+            let kept = keep(permitted, release, unfinished);
+            kept.iter().map(|kept| kept.capability).collect()
+        };
+        let (bpf, perfmon, admin) = (
+            CapabilitySet::BPF,
+            CapabilitySet::PERFMON,
+            CapabilitySet::SYS_ADMIN,
+        );
+        for (permitted, release, unfinished, expected) in [
+            (FULL, "6.1.0", &[][..], vec![]),
+            (FULL, "6.1.0", &["disk"], vec![bpf, perfmon]),
+            (FULL, "5.10.0", &[], vec![bpf]),
+            (FULL, "5.10.0", &["disk"], vec![bpf, perfmon]),
+            (bpf.union(perfmon), "6.1.0", &["disk"], vec![bpf, perfmon]),
+            // Before 5.8, or given nothing else.
+            (admin, "5.4.0", &["disk"], vec![admin]),
+            (admin.union(bpf), "6.1.0", &["disk"], vec![bpf, admin]),
+            (admin, "6.1.0", &[], vec![]),
+            // Nothing can stay that is not there.
+            (CapabilitySet::empty(), "5.10.0", &["disk"], vec![]),
+        ] {
+            assert_eq!(
+                sets(permitted, release, unfinished),
+                expected,
+                "{permitted:?} {release} {unfinished:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_reason_is_given_once() {
+        let later = "disk attaches a second hook if a device gives no time stamps";
+        let maps = "series come and go, and kernels before 5.19 may refuse map calls without it";
+        let line = |permitted, release| describe(&keep(permitted, release, &["disk"]));
+        assert_eq!(
+            line(FULL, "6.12.0"),
+            format!("CAP_BPF and CAP_PERFMON ({later})")
+        );
+        assert_eq!(
+            line(FULL, "5.10.0"),
+            format!("CAP_BPF ({maps}; {later}), CAP_PERFMON ({later})")
+        );
+        assert_eq!(
+            line(CapabilitySet::SYS_ADMIN, "5.4.0"),
+            format!("CAP_SYS_ADMIN ({maps}; {later})")
+        );
+        assert_eq!(describe(&[]), "none");
+    }
+}

@@ -1,0 +1,650 @@
+//! The ladder of hooks: every rung that this kernel has, attached at the same time under the same load, counts the same;
+//! what a rung cannot measure is in its verdict.
+//!
+//! Each test prints a line `cell {...}` for each rung, from which the table of supported kernels is made.
+
+use crate::agent::{Agent, sentry, without_settings};
+use crate::exposition::{Exposition, Histogram};
+use crate::host::{
+    Folder, IoController, disk_cgroup, is_v1_only, label, output, roots, skipped, socket_cgroup,
+    turn, wait_for,
+};
+use crate::load::{self, Server, assert_all};
+use crate::tcp::tcp_statistic;
+use rustix::process::Signal;
+use sentry_bench::sandbox::{Cgroup, LoopDevice, Netns};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const HANDSHAKES: &str = "sentry_tcp_handshake_duration_seconds";
+const IO: &str = "sentry_disk_io_duration_seconds";
+const AT_DEVICE: &str = "sentry_disk_device_duration_seconds";
+const BYTES: &str = "sentry_disk_bytes_total";
+
+/// The rung that needs no types, and whose records tell less.
+const RECORDS: &str = "tracepoint";
+
+/// A hook of a probe on this kernel.
+struct Rung {
+    probe: &'static str,
+    hook: &'static str,
+    /// What `sentry check` says of it.
+    verdict: Value,
+    /// Runs with this hook, where it can.
+    agent: Option<Agent>,
+    /// What was wrong.
+    wrong: Vec<String>,
+}
+
+impl Rung {
+    fn start(probe: &'static str, hook: &'static str) -> Self {
+        let mut flags = format!("--probes {probe} --{probe}.hook {hook}");
+        if let Some(file) = std::env::var_os("SENTRY_TEST_BTF") {
+            flags = format!("{flags} --btf {}", file.display());
+        }
+        let verdict = check(&flags)["probes"][0].clone();
+        assert_eq!(verdict["hook"], hook, "{verdict}");
+        let is_up = ["attached", "degraded"].contains(&verdict["verdict"].as_str().unwrap());
+        flags.push_str(" --metrics.buckets-per-octave 4 --series.max 512");
+        let agent = is_up.then(|| Agent::start(&flags));
+        Self {
+            probe,
+            hook,
+            verdict,
+            agent,
+            wrong: Vec::new(),
+        }
+    }
+
+    fn tells_all(&self) -> bool {
+        self.hook != RECORDS
+    }
+
+    fn expect<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, found: &T, expected: &T) {
+        if found != expected {
+            let wrong = format!("{what}: {found:?} instead of {expected:?}");
+            self.wrong.push(wrong);
+        }
+    }
+
+    fn expect_at_least(&mut self, what: &str, found: f64, expected: f64) {
+        if found < expected {
+            let wrong = format!("{what}: {found} instead of {expected} or more");
+            self.wrong.push(wrong);
+        }
+    }
+
+    /// Prints its cell and ends its agent.
+    fn end(self) -> Vec<String> {
+        let result = match (&self.agent, self.wrong.is_empty()) {
+            (None, _) => String::new(),
+            (Some(_), true) => "exact".to_owned(),
+            (Some(_), false) => self.wrong.join("; "),
+        };
+        let mut cell = json!({ "probe": self.probe, "hook": self.hook, "result": result });
+        for key in ["verdict", "reason", "detail"] {
+            cell[key] = self.verdict[key].clone();
+        }
+        println!("cell {cell}");
+        if let Some(agent) = self.agent {
+            agent.stop();
+        }
+        let name = format!("{} {}", self.probe, self.hook);
+        self.wrong
+            .into_iter()
+            .map(|wrong| format!("{name}: {wrong}"))
+            .collect()
+    }
+}
+
+/// What `sentry check` says with these flags.
+fn check(flags: &str) -> Value {
+    let checked = output(sentry(&format!("check --format json {flags}")));
+    serde_json::from_slice(&checked.stdout).unwrap()
+}
+
+/// Asserts that nothing was wrong anywhere, once all rungs have told.
+fn end(rungs: Vec<Rung>) {
+    assert!(
+        rungs.iter().any(|rung| rung.agent.is_some()),
+        "no rung runs"
+    );
+    let wrong: Vec<String> = rungs.into_iter().flat_map(Rung::end).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The buckets of all events of a histogram, the shortest first.
+fn events(histogram: &Histogram) -> Vec<usize> {
+    let mut below = 0;
+    let mut events = Vec::new();
+    for (bucket, &(_, cumulative)) in histogram.buckets.iter().enumerate() {
+        for _ in below..cumulative {
+            events.push(bucket);
+        }
+        below = cumulative;
+    }
+    events
+}
+
+/// Compares a histogram of all rungs: no event may be more than a bucket away from the same one of the first rung.
+fn compare(
+    rungs: &mut [Rung],
+    scrapes: &[Option<Exposition>],
+    name: &str,
+    labels: &[(&str, &str)],
+) {
+    let mut first: Option<Vec<usize>> = None;
+    for (rung, scrape) in rungs.iter_mut().zip(scrapes) {
+        let Some(scrape) = scrape else {
+            continue;
+        };
+        let events = events(scrape.histogram(name, labels));
+        let Some(first) = &first else {
+            first = Some(events);
+            continue;
+        };
+        let far = first
+            .iter()
+            .zip(&events)
+            .filter(|(one, other)| one.abs_diff(**other) > 1);
+        rung.expect(
+            &format!("events more than a bucket away in {name}"),
+            &far.count(),
+            &0,
+        );
+    }
+}
+
+fn scrapes(rungs: &[Rung]) -> Vec<Option<Exposition>> {
+    let agents = rungs.iter().map(|rung| rung.agent.as_ref());
+    agents.map(|agent| agent.map(Agent::scrape)).collect()
+}
+
+fn handshakes(role: &str, count: u64) -> String {
+    format!("{HANDSHAKES}_count{{role={role}}} {count}")
+}
+
+fn failures(reason: &str, count: u64) -> String {
+    format!("sentry_tcp_connect_failures_total{{reason={reason}}} {count}")
+}
+
+/// Connects of all kinds, each kind in a cgroup of its own.
+struct Connects {
+    /// 637 clients.
+    clients: Cgroup,
+    /// Their servers.
+    servers: Cgroup,
+    /// 37 that nobody waits for.
+    refused: Cgroup,
+    /// 5 that nobody answers.
+    silent: Cgroup,
+    /// How often their SYNs were sent again.
+    resent: u64,
+    /// 200 that are answered after 20 to 640 ms.
+    late_clients: Cgroup,
+    /// The server of 20 that end their handshake after 60 ms.
+    late_servers: Cgroup,
+}
+
+impl Connects {
+    fn make() -> Self {
+        let mut all = Self {
+            clients: socket_cgroup("clients"),
+            servers: socket_cgroup("servers"),
+            refused: socket_cgroup("refused"),
+            silent: socket_cgroup("silent"),
+            resent: 0,
+            late_clients: socket_cgroup("late-clients"),
+            late_servers: socket_cgroup("late-servers"),
+        };
+        for (listen, connect, number) in [("127.0.0.1", "127.0.0.1", 500), ("::1", "[::1]", 137)] {
+            let listener = Server::listen(&format!("--addr {listen}"), &[&all.servers]);
+            let args = format!(
+                "connect --to {connect}:{} --count {number}",
+                listener.port()
+            );
+            assert_all(&load::run(&args, &[&all.clients]), "connected", number);
+            assert_eq!(listener.finish()["accepted"], number);
+        }
+        let args = "connect --to 127.0.0.1:1 --count 37";
+        assert_all(&load::run(args, &[&all.refused]), "refused", 37);
+        all.wait_in_vain();
+        all.answer_late();
+        all
+    }
+
+    fn wait_in_vain(&mut self) {
+        let netns = Netns::new("ladder").unwrap();
+        netns.sysctl("net.ipv4.tcp_syn_retries", "1").unwrap();
+        // Since 6.5 the first retransmissions are counted apart.
+        let _ = netns.sysctl("net.ipv4.tcp_syn_linear_timeouts", "0");
+        let peer = tun_peer(&netns, "--silent");
+        let args = "connect --to 10.99.0.2:80 --threads 5";
+        assert_all(&load::run_in(&netns, args, &[&self.silent]), "timeout", 5);
+        self.resent = tcp_statistic(&netns, "RetransSegs");
+        drop(peer);
+    }
+
+    fn answer_late(&self) {
+        let netns = Netns::new("ladder").unwrap();
+        let peer = tun_peer(&netns, "--delay-ms 20 --delay-to-ms 640");
+        let args = "connect --to 10.99.0.2:80 --threads 40 --count 5";
+        let connects = load::run_in(&netns, args, &[&self.late_clients]);
+        assert_all(&connects, "connected", 200);
+        drop(peer);
+
+        let netns = Netns::new("ladder").unwrap();
+        let listener = load::command_in(&netns, "listen --addr 0.0.0.0", &[&self.late_servers]);
+        let listener = Server::start(listener);
+        let args = format!(
+            "tun-client --name tun9 --addr 10.99.0.1/24 --port {} --count 20 --delay-ms 60",
+            listener.port()
+        );
+        let clients = Server::start(load::command_in(&netns, &args, &[]));
+        wait_for("20 connections", Duration::from_secs(30), || {
+            (tcp_statistic(&netns, "PassiveOpens") >= 20).then_some(())
+        });
+        clients.finish();
+        assert_eq!(listener.finish()["accepted"], 20);
+    }
+
+    /// Holds what a rung says to what it can tell.
+    fn expect(&self, rung: &mut Rung, scrape: &Exposition) {
+        let all = rung.tells_all();
+        // Without cgroup v2 only the connecting task tells whose a socket is, and the records do not even that.
+        let by_client = all || !is_v1_only();
+        let by_server = all && !is_v1_only();
+        let reason = |reason| if all { reason } else { "other" };
+        let mut timeouts = vec![failures(reason("timeout"), 5)];
+        if all {
+            timeouts.push(format!(
+                "sentry_tcp_syn_retransmits_total{{}} {}",
+                self.resent
+            ));
+        }
+        let refused = failures(reason("refused"), 37);
+        for (cgroup, is_told, lines) in [
+            (&self.clients, by_client, vec![handshakes("client", 637)]),
+            (&self.servers, by_server, vec![handshakes("server", 637)]),
+            (&self.refused, by_client, vec![refused]),
+            (&self.silent, by_client, timeouts),
+            (
+                &self.late_clients,
+                by_client,
+                vec![handshakes("client", 200)],
+            ),
+            (
+                &self.late_servers,
+                by_server,
+                vec![handshakes("server", 20)],
+            ),
+        ] {
+            let label = label(cgroup);
+            let lines = if is_told { lines } else { Vec::new() };
+            rung.expect(&label, &scrape.of_cgroup(&label), &lines);
+        }
+        // What has no owner is not lost.
+        if !by_server {
+            let (metric, cgroup) = if all {
+                (format!("{HANDSHAKES}_count"), "/")
+            } else {
+                ("sentry_tcp_handshakes_unmeasured_total".to_owned(), "other")
+            };
+            let found = scrape.value(&metric, &[("cgroup", cgroup), ("role", "server")]);
+            rung.expect_at_least("servers of nobody", found, 657.0);
+        }
+        if !by_client {
+            let client = [("cgroup", "/"), ("role", "client")];
+            let found = scrape.value(&format!("{HANDSHAKES}_count"), &client);
+            rung.expect_at_least("clients of nobody", found, 837.0);
+        }
+        for metric in [
+            "sentry_connections_untracked_total",
+            "sentry_series_overflow_total",
+        ] {
+            rung.expect(metric, &scrape.value(metric, &[("probe", "tcp")]), &0.0);
+        }
+    }
+}
+
+#[test]
+fn every_rung_of_tcp_counts_the_same() {
+    turn!("every_rung_of_tcp_counts_the_same");
+    load::program();
+    let mut rungs: Vec<Rung> = ["tp_btf", "kprobe", RECORDS]
+        .map(|hook| Rung::start("tcp", hook))
+        .into();
+    let connects = Connects::make();
+    let scrapes = scrapes(&rungs);
+    for (rung, scrape) in rungs.iter_mut().zip(&scrapes) {
+        if let Some(scrape) = scrape {
+            connects.expect(rung, scrape);
+        }
+    }
+    if !is_v1_only() {
+        let late = label(&connects.late_clients);
+        let late = [("cgroup", late.as_str()), ("role", "client")];
+        compare(&mut rungs, &scrapes, HANDSHAKES, &late);
+        let late = label(&connects.late_servers);
+        let late = [("cgroup", late.as_str()), ("role", "server")];
+        let by_server = &scrapes[..scrapes.len() - 1];
+        compare(&mut rungs, by_server, HANDSHAKES, &late);
+    }
+    end(rungs);
+}
+
+fn tun_peer(netns: &Netns, args: &str) -> Server {
+    let args = format!("tun-peer --name tun9 --addr 10.99.0.1/24 {args}");
+    Server::start(load::command_in(netns, &args, &[]))
+}
+
+/// A disk to write to: the one that the environment names, else a loop device.
+struct Disk {
+    path: PathBuf,
+    _device: Option<LoopDevice>,
+}
+
+impl Disk {
+    fn new(variable: &str) -> Self {
+        if let Some(path) = std::env::var_os(variable) {
+            return Self {
+                path: path.into(),
+                _device: None,
+            };
+        }
+        let device = LoopDevice::new(32 << 20).unwrap();
+        Self {
+            path: device.path().to_owned(),
+            _device: Some(device),
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.path.file_name().unwrap().to_str().unwrap()
+    }
+
+    /// Writes that the block layer has counted.
+    fn writes(&self) -> u64 {
+        let stat = Path::new("/sys/block").join(self.name()).join("stat");
+        let text = fs::read_to_string(stat).unwrap();
+        text.split_whitespace().nth(4).unwrap().parse().unwrap()
+    }
+
+    fn load(&self, operation: &str, cgroups: &[&Cgroup; 2]) {
+        let (operation, args) = operation.split_once(' ').unwrap();
+        let file = self.path.display();
+        load::run(
+            &format!("{operation} --file {file} --direct {args}"),
+            cgroups,
+        );
+    }
+
+    /// All that is to be said of a cgroup that did only this, sorted.
+    fn moved(&self, operation: &str, count: u64, bytes: u64) -> Vec<String> {
+        let labels = format!("device={},operation={operation}", self.name());
+        vec![
+            format!("{BYTES}{{{labels}}} {bytes}"),
+            format!("{AT_DEVICE}_count{{{labels}}} {count}"),
+            format!("{IO}_count{{{labels}}} {count}"),
+        ]
+    }
+}
+
+#[test]
+fn every_rung_of_disk_counts_the_same() {
+    turn!("every_rung_of_disk_counts_the_same");
+    load::program();
+    let _io = IoController::on();
+    let mut rungs: Vec<Rung> = ["tp_btf", "raw_tp", RECORDS]
+        .map(|hook| Rung::start("disk", hook))
+        .into();
+    let (disk, slow) = (
+        Disk::new("SENTRY_TEST_DISK"),
+        Disk::new("SENTRY_TEST_SLOW_DISK"),
+    );
+
+    // The block layer's hierarchy and the v2 one, by which the records tell.
+    let cgroups = ["reads", "writes", "large", "slow"].map(|name| {
+        let v2 = Cgroup::new(&roots().v2, name).unwrap();
+        (disk_cgroup(name), v2)
+    });
+    let both = |number: usize| [&cgroups[number].0, &cgroups[number].1];
+    disk.load("read --count 300", &both(0));
+    disk.load("write --count 200 --fsync-each", &both(1));
+    let before = disk.writes();
+    disk.load("write --count 16 --size 1048576", &both(2));
+    // The block layer may split a large request; how often, it tells itself.
+    let large = disk.writes() - before;
+    slow.load("read --count 20", &both(3));
+
+    let scrapes = scrapes(&rungs);
+    for (rung, scrape) in rungs.iter_mut().zip(&scrapes) {
+        let Some(scrape) = scrape else {
+            continue;
+        };
+        let mut writes = disk.moved("write", 200, 200 * 4096);
+        if rung.tells_all() {
+            writes.push(format!(
+                "{IO}_count{{device={},operation=flush}} 200",
+                disk.name()
+            ));
+            writes.sort();
+        }
+        for (number, device, expected) in [
+            (0, &disk, disk.moved("read", 300, 300 * 4096)),
+            (1, &disk, writes),
+            (2, &disk, disk.moved("write", large, 16 << 20)),
+            (3, &slow, slow.moved("read", 20, 20 * 4096)),
+        ] {
+            let (blkio, v2) = &cgroups[number];
+            let owner = if rung.tells_all() { blkio } else { v2 };
+            // Without cgroup v2 the records name no owner but the root.
+            let nobody = !rung.tells_all() && is_v1_only();
+            let mut told = scrape.of_cgroup(&if nobody { "/".to_owned() } else { label(owner) });
+            told.retain(|line| line.contains(&format!("device={},", device.name())));
+            if !nobody {
+                rung.expect(
+                    owner.path().file_name().unwrap().to_str().unwrap(),
+                    &told,
+                    &expected,
+                );
+            }
+        }
+        if !rung.tells_all() && is_v1_only() {
+            let read = [
+                ("cgroup", "/"),
+                ("device", disk.name()),
+                ("operation", "read"),
+            ];
+            let found = scrape.value(&format!("{IO}_count"), &read);
+            rung.expect_at_least("reads of nobody", found, 300.0);
+        }
+        for metric in [
+            "sentry_disk_io_untimed_total",
+            "sentry_disk_io_untracked_total",
+        ] {
+            rung.expect(metric, &scrape.value(metric, &[("probe", "disk")]), &0.0);
+        }
+        rung.expect(
+            "overflow",
+            &scrape.value("sentry_series_overflow_total", &[("probe", "disk")]),
+            &0.0,
+        );
+    }
+    if !is_v1_only() && roots().v2 == roots().blkio {
+        let label = label(&cgroups[3].0);
+        compare(&mut rungs, &scrapes, AT_DEVICE, &[("cgroup", &label)]);
+    }
+    end(rungs);
+}
+
+/// A command of the agent's program that sees no types of the kernel.
+fn without_types(flags: &str) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "mount --bind /dev/null /sys/kernel/btf/vmlinux && exec \"$0\" \"$@\"";
+    command.args(["--mount", "sh", "-c", script, crate::agent::SENTRY]);
+    without_settings(&mut command).args(flags.split_whitespace());
+    command
+}
+
+#[test]
+fn without_types_the_records_serve() {
+    turn!("without_types_the_records_serve");
+    let agent = Agent::spawn(without_types("--probes tcp,disk"));
+    // Made after the agent: its name comes by a record as well.
+    let (client, folder) = (socket_cgroup("client"), socket_cgroup("parent"));
+    let child = Cgroup::new(folder.path(), "child").unwrap();
+    load::run("connect --to 127.0.0.1:1 --count 3", &[&client]);
+    load::run("connect --to 127.0.0.1:1 --count 4", &[&child]);
+    let scrape = agent.scrape();
+    for probe in ["tcp", "disk"] {
+        let verdict = [("probe", probe), ("hook", RECORDS), ("verdict", "degraded")];
+        assert_eq!(scrape.value("sentry_probe_up", &verdict), 1.0);
+    }
+    assert_eq!(scrape.of_cgroup(&label(&client)), [failures("other", 3)]);
+    assert_eq!(scrape.of_cgroup(&label(&child)), [failures("other", 4)]);
+    let log = agent.log();
+    assert!(log.contains("/sys/kernel/btf/vmlinux"), "{log}");
+    agent.stop();
+}
+
+#[test]
+fn types_may_come_from_a_file() {
+    turn!("types_may_come_from_a_file");
+    let Ok(types) = fs::read("/sys/kernel/btf/vmlinux") else {
+        return skipped(
+            "types_may_come_from_a_file",
+            "this kernel shows no types of its own",
+        );
+    };
+    let folder = Folder::new();
+    let file = folder.path().join("vmlinux.btf");
+    fs::write(&file, types).unwrap();
+    let file = file.display();
+    let agent = Agent::spawn(without_types(&format!("--probes disk --btf {file}")));
+    let verdict = [
+        ("hook", "raw_tp"),
+        ("verdict", "attached"),
+        ("reason", "ok"),
+    ];
+    assert_eq!(agent.scrape().value("sentry_probe_up", &verdict), 1.0);
+    agent.stop();
+
+    for (name, text) in [("none", None), ("text", Some("no types"))] {
+        let file = folder.path().join(name);
+        if let Some(text) = text {
+            fs::write(&file, text).unwrap();
+        }
+        let refused = output(without_types(&format!("--btf {}", file.display())));
+        assert_eq!(refused.status.code(), Some(1));
+        let line = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            line.starts_with(&format!("sentry: --btf {}: ", file.display())),
+            "{line}"
+        );
+        assert!(
+            line.trim_end().lines().count() == 1 && line.contains("raw BTF"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_hook_that_the_kernel_lacks_harms_no_other_probe() {
+    turn!("a_hook_that_the_kernel_lacks_harms_no_other_probe");
+    // Without types there is nothing to fit this one to.
+    let agent = Agent::spawn(without_types("--probes tcp,disk --tcp.hook tp_btf"));
+    let scrape = agent.scrape();
+    let verdict = [
+        ("probe", "tcp"),
+        ("hook", "tp_btf"),
+        ("verdict", "unsupported"),
+        ("reason", "no_btf"),
+    ];
+    assert_eq!(scrape.value("sentry_probe_up", &verdict), 0.0);
+    assert_eq!(scrape.value("sentry_probe_up", &[("probe", "disk")]), 1.0);
+    let ready = agent.get("/readyz", &[]);
+    assert_eq!(ready.status, 200);
+    assert!(
+        ready.text().contains("tcp: unsupported"),
+        "{}",
+        ready.text()
+    );
+    assert!(
+        agent.log().contains("/sys/kernel/btf/vmlinux"),
+        "{}",
+        agent.log()
+    );
+    agent.stop();
+
+    // Alone, it leaves nothing to do.
+    let refused = output(without_types("--probes tcp --tcp.hook tp_btf"));
+    assert_eq!(refused.status.code(), Some(1));
+    let line = String::from_utf8(refused.stderr).unwrap();
+    let line = line.lines().last().unwrap();
+    assert!(line.starts_with("sentry: --tcp.hook tp_btf: "), "{line}");
+    assert!(line.contains("/sys/kernel/btf/vmlinux"), "{line}");
+}
+
+/// The kernel refuses one program: the probe fails, the others run on.
+#[test]
+fn a_probe_that_is_sabotaged_leaves_the_others_running() {
+    turn!("a_probe_that_is_sabotaged_leaves_the_others_running");
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skipped(
+            "a_probe_that_is_sabotaged_leaves_the_others_running",
+            "there is no strace",
+        );
+    }
+    let flags = "--probes tcp,disk --tcp.hook tracepoint";
+    let folder = Folder::new();
+    let log = folder.path().join("strace");
+    let trace = |inject: &str| {
+        let mut command = Command::new("strace");
+        command.args(["--follow-forks", "--quiet=all", "--trace=bpf", "--output"]);
+        command.arg(&log);
+        if !inject.is_empty() {
+            command.arg(format!("--inject=bpf:error=EINVAL:when={inject}"));
+        }
+        command
+            .arg(crate::agent::SENTRY)
+            .args(flags.split_whitespace());
+        without_settings(&mut command);
+        command
+    };
+    // Which call brings the program in, and how often it is tried: once, for its hook is forced.
+    let mut agent = trace("");
+    agent.arg("check");
+    assert!(output(agent).status.success());
+    let calls = fs::read_to_string(&log).unwrap();
+    let calls = calls.lines().filter(|line| line.contains("bpf("));
+    let number = 1 + calls
+        .into_iter()
+        .position(|call| {
+            call.contains("BPF_PROG_LOAD") && call.contains("prog_name=\"tcp_state_recor\"")
+        })
+        .unwrap();
+    // Aya tries a refused program once more, to have the verifier's log.
+    let agent = Agent::spawn(trace(&format!("{number}..{}", number + 1)));
+    let scrape = agent.scrape();
+    let verdict = [
+        ("probe", "tcp"),
+        ("verdict", "failed"),
+        ("reason", "rejected"),
+    ];
+    assert_eq!(scrape.value("sentry_probe_up", &verdict), 0.0);
+    assert_eq!(scrape.value("sentry_probe_up", &[("probe", "disk")]), 1.0);
+    let ready = agent.get("/readyz", &[]);
+    assert_eq!(ready.status, 200);
+    assert!(
+        ready
+            .text()
+            .contains("tcp: failed: tcp_state_record was refused"),
+        "{}",
+        ready.text()
+    );
+    agent.signal(Signal::TERM);
+}

@@ -1,0 +1,269 @@
+//! Privileges: two capabilities are enough, the rest is given up in every thread, and nothing that comes later misses it.
+
+use crate::agent::{Agent, SENTRY, sentry, without_settings};
+use crate::disk::{MIB, assert_issue_hook_steps_in, assert_said, moved};
+use crate::host::{Folder, IoController, label, output, socket_cgroup, turn};
+use crate::lifecycle::as_nobody;
+use crate::load::{self, Server, assert_all};
+use crate::series::{CONNECTED, DEFAULT_ROOM, fill, listener};
+use sentry_bench::sandbox::LoopDevice;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// `include/uapi/linux/capability.h`
+const BPF: u64 = 1 << 39;
+const PERFMON: u64 = 1 << 38;
+
+/// What loading takes.
+const BOTH: u64 = BPF | PERFMON;
+
+/// The sets that a thread has, and the one that bounds them.
+const SETS: [&str; 5] = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"];
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("no {name} in {status}"))
+        .trim()
+}
+
+/// What the log says of the capabilities.
+fn said_to_be_kept(agent: &Agent) -> String {
+    let log = agent.log();
+    let mut lines = log
+        .lines()
+        .filter_map(|line| Some(line.split_once("capabilities kept: ")?.1));
+    let line = lines.next().unwrap().to_owned();
+    assert_eq!(lines.next(), None, "{log}");
+    line
+}
+
+/// The mask of the capabilities that a line names.
+fn mask(line: &str) -> u64 {
+    let words = line.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+    words
+        .filter(|word| word.starts_with("CAP_"))
+        .map(|name| match name {
+            "CAP_BPF" => BPF,
+            "CAP_PERFMON" => PERFMON,
+            other => panic!("{other} in {line}"),
+        })
+        .fold(0, |all, one| all | one)
+}
+
+/// Asserts that each thread has these capabilities and no other; where the agent could reduce it, the bounding set too.
+fn assert_left(agent: &Agent, left: u64, bounding: u64) {
+    let tasks = Path::new("/proc")
+        .join(agent.pid().to_string())
+        .join("task");
+    let mut names = BTreeSet::new();
+    for task in fs::read_dir(tasks).unwrap().flatten() {
+        // A thread of an answered scrape may end meanwhile.
+        let Ok(status) = fs::read_to_string(task.path().join("status")) else {
+            continue;
+        };
+        let sets = SETS.map(|set| u64::from_str_radix(field(&status, set), 16).unwrap());
+        assert_eq!(sets, [0, left, left, bounding, 0], "{status}");
+        assert_eq!(field(&status, "NoNewPrivs:"), "1", "{status}");
+        names.insert(field(&status, "Name:").to_owned());
+    }
+    // The scrapes' threads have the name of the runtime's.
+    for name in ["sentry", "cgroups", "tokio-rt-worker"] {
+        assert!(names.contains(name), "{name} is not among {names:?}");
+    }
+}
+
+/// Asserts that it measures: both ends of 500 connects.
+fn assert_connects(agent: &Agent) {
+    let (client, server) = (socket_cgroup("client"), socket_cgroup("server"));
+    let listener = Server::listen("", &[&server]);
+    let args = format!("connect --to 127.0.0.1:{} --count 500", listener.port());
+    assert_all(&load::run(&args, &[&client]), "connected", 500);
+    let scrape = agent.scrape();
+    for (cgroup, role) in [(&client, "client"), (&server, "server")] {
+        let expected = format!("sentry_tcp_handshake_duration_seconds_count{{role={role}}} 500");
+        assert_eq!(scrape.of_cgroup(&label(cgroup)), [expected]);
+    }
+}
+
+fn assert_reads(agent: &Agent) {
+    let device = LoopDevice::new(MIB).unwrap();
+    let expected = moved(&device, "read", 100, 100 * 4096);
+    assert_said(agent, &device, "read --count 100", &expected);
+}
+
+#[test]
+fn nobody_with_two_capabilities_measures_everything() {
+    turn!("nobody_with_two_capabilities_measures_everything");
+    let _io = IoController::on();
+    let folder = Folder::new();
+    let agent = Agent::spawn(as_nobody(&folder, &["bpf", "perfmon"], &[]));
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    assert_eq!(field(&status, "Uid:"), "65534\t65534\t65534\t65534");
+    let scrape = agent.scrape();
+    for probe in ["tcp", "disk"] {
+        let up = scrape.value("sentry_probe_up", &[("probe", probe), ("hook", "tp_btf")]);
+        assert_eq!(up, 1.0, "{}", agent.log());
+    }
+    assert_left(&agent, BOTH, BOTH);
+    assert_eq!(mask(&said_to_be_kept(&agent)), BOTH);
+    assert_connects(&agent);
+    assert_reads(&agent);
+    assert_issue_hook_steps_in(&agent);
+    agent.stop();
+}
+
+#[test]
+fn root_keeps_what_the_second_hook_takes() {
+    turn!("root_keeps_what_the_second_hook_takes");
+    let _io = IoController::on();
+    let agent = Agent::start("");
+    assert_eq!(agent.get("/readyz", &[]).status, 200);
+    agent.scrape();
+    let kept = said_to_be_kept(&agent);
+    let left = mask(&kept);
+    assert_eq!(left, BOTH);
+    assert!(kept.contains("disk"), "{kept}");
+    assert_left(&agent, left, left);
+    assert_connects(&agent);
+    assert_reads(&agent);
+    assert_issue_hook_steps_in(&agent);
+    assert_left(&agent, left, left);
+    agent.stop();
+}
+
+#[test]
+fn without_a_second_hook_fewer_are_kept_and_series_still_come_and_go() {
+    turn!("without_a_second_hook_fewer_are_kept_and_series_still_come_and_go");
+    let agent = Agent::start("--probes tcp --series.retention 1s");
+    assert_eq!(agent.get("/readyz", &[]).status, 200);
+    agent.scrape();
+    let kept = said_to_be_kept(&agent);
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let version = [(); 2].map(|()| numbers.next().unwrap().parse::<u32>().unwrap());
+    let expected = if version < [5, 19] { BPF } else { 0 };
+    assert_eq!(mask(&kept), expected, "{kept}");
+    assert_left(&agent, expected, expected);
+    // All cells taken, given back, and taken again.
+    let server = socket_cgroup("server");
+    let (_listener, to) = listener(&agent, &server);
+    assert_eq!(fill(&agent, CONNECTED, &to).0, DEFAULT_ROOM);
+    assert_eq!(fill(&agent, CONNECTED, &to).0, DEFAULT_ROOM);
+    assert_connects(&agent);
+    assert_left(&agent, expected, expected);
+    agent.stop();
+}
+
+#[test]
+fn a_low_port_is_taken_before_its_privilege_goes() {
+    turn!("a_low_port_is_taken_before_its_privilege_goes");
+    let low = "127.0.0.1:1009";
+    let flags = format!("--probes tcp --web.listen-address {low}");
+    let agent = Agent::spawn_as(sentry(&flags));
+    assert_eq!(agent.address().to_string(), low);
+    agent.scrape();
+    agent.stop();
+
+    let folder = Folder::new();
+    let args: Vec<&str> = flags.split(' ').collect();
+    let refused = output(as_nobody(&folder, &["bpf", "perfmon"], &args));
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    assert_eq!(
+        stderr,
+        format!(
+            "sentry: cannot listen on {low}: ports below 1024 need CAP_NET_BIND_SERVICE; allowed without it are 1024 to 65535\n"
+        )
+    );
+}
+
+#[test]
+fn each_missing_capability_is_one_line() {
+    turn!("each_missing_capability_is_one_line");
+    let folder = Folder::new();
+    for (granted, missing) in [("bpf", "CAP_PERFMON"), ("perfmon", "CAP_BPF")] {
+        let args = ["--web.listen-address", "127.0.0.1:0"];
+        let refused = output(as_nobody(&folder, &[granted], &args));
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{stderr}");
+        assert_eq!(
+            stderr,
+            format!(
+                "sentry: missing privileges: {missing} needed to load eBPF programs; run as root, or grant them to the binary\n"
+            )
+        );
+    }
+}
+
+/// A fact of `sentry check`: its value, and what it means if something.
+fn fact(report: &Value, name: &str) -> (String, Option<String>) {
+    let mut facts = report["host"].as_array().unwrap().iter();
+    let fact = facts.find(|fact| fact["name"] == name);
+    let fact = fact.unwrap_or_else(|| panic!("no {name} in {report}"));
+    let text = |key: &str| fact[key].as_str().map(str::to_owned);
+    (text("value").unwrap(), text("meaning"))
+}
+
+fn checked(command: Command) -> Value {
+    let checked = output(command);
+    serde_json::from_slice(&checked.stdout).unwrap()
+}
+
+#[test]
+fn check_looks_at_all_that_decides() {
+    turn!("check_looks_at_all_that_decides");
+    let report = checked(sentry("check --format json"));
+    for name in ["perf_event_paranoid", "unprivileged_bpf_disabled"] {
+        let level = fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap();
+        assert_eq!(fact(&report, name).0, level.trim());
+    }
+    let limits = fs::read_to_string("/proc/self/limits").unwrap();
+    let limit = field(&limits, "Max locked memory");
+    let soft = limit.split_whitespace().next().unwrap();
+    assert!(fact(&report, "memlock").0.starts_with(soft), "{report}");
+    for name in ["seccomp", "JIT", "kprobes", "tracefs", "lockdown", "BTF"] {
+        assert_ne!(fact(&report, name).0, "", "{name}");
+    }
+    assert!(fact(&report, "capabilities").0.ends_with(", as uid 0"));
+    assert_eq!(mask(&fact(&report, "kept").0), BOTH);
+
+    let folder = Folder::new();
+    let args = ["check", "--format", "json"];
+    let report = checked(as_nobody(&folder, &["bpf", "perfmon"], &args));
+    let (capabilities, meaning) = fact(&report, "capabilities");
+    assert_eq!(capabilities, "CAP_BPF, CAP_PERFMON, as uid 65534");
+    assert_eq!(meaning, None);
+    assert_eq!(
+        fact(&report, "privileges").0,
+        "CAP_BPF and CAP_PERFMON are there"
+    );
+    let (tracefs, meaning) = fact(&report, "tracefs");
+    if tracefs != "not mounted" {
+        assert!(meaning.unwrap().contains("CAP_DAC_READ_SEARCH"));
+    }
+
+    // With nothing attached there is nothing to keep.
+    let report = checked(as_nobody(&folder, &[], &args));
+    assert_eq!(fact(&report, "capabilities").0, "none, as uid 65534");
+    let names = report["host"].as_array().unwrap().iter();
+    assert!(names.clone().all(|fact| fact["name"] != "kept"));
+}
+
+#[test]
+fn a_user_namespaces_root_is_told_that_it_is_none() {
+    turn!("a_user_namespaces_root_is_told_that_it_is_none");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", SENTRY]);
+    command.args(["--web.listen-address", "127.0.0.1:0"]);
+    without_settings(&mut command);
+    let refused = output(command);
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    assert_eq!(
+        stderr,
+        "sentry: missing privileges: CAP_BPF and CAP_PERFMON outside this user namespace needed to load eBPF programs; run as root, or grant them to the binary\n"
+    );
+}
