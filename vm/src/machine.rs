@@ -82,9 +82,9 @@ impl Machine<'_> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", QEMU]);
         command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-m", "1G"]);
-        // Busy time is counted in instructions, 8 ns each, so that a host with other work to do slows the guest down
+        // Busy time is counted in instructions, 2 ns each, so that a host with other work to do slows the guest down
         // without the guest noticing.
-        command.args(["-icount", "shift=3,sleep=on"]);
+        command.args(["-icount", "shift=1,sleep=on"]);
         command.args(["-smp", &self.cpus.to_string()]);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
         command.args(["-display", "none", "-serial", "stdio"]);
