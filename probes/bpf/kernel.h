@@ -64,7 +64,7 @@ struct sock_cgroup_data___tagged {
 /* include/net/sock.h */
 struct sock_common {
 	unsigned short skc_family;
-	volatile unsigned char skc_state;
+	unsigned char skc_state;
 };
 
 struct socket;

@@ -185,12 +185,12 @@ fn soak() -> anyhow::Result<()> {
 
 /// The agent as it is released: one file that needs no other. Where it is.
 fn release() -> anyhow::Result<PathBuf> {
-    let mut build = static_cargo("build")?;
+    let mut build = static_cargo("build", "release")?;
     step(
         "agent, static",
         build.args(words("--package sentry --bin sentry")),
     )?;
-    let program = static_folder()?.join("sentry");
+    let program = static_folder("release")?.join("sentry");
     let bytes = fs::read(&program).with_context(|| program.display().to_string())?;
     ensure!(
         interpreter(&bytes) == Some(false),
@@ -207,18 +207,18 @@ fn release() -> anyhow::Result<PathBuf> {
 
 /// What a virtual machine needs of this repository. Their folder.
 fn static_programs() -> anyhow::Result<PathBuf> {
-    let mut build = static_cargo("build")?;
+    let mut build = static_cargo("build", "guest")?;
     build.args(words(
         "--package sentry --package sentry-bench --package sentry-vm",
     ));
     build.args(words("--bin sentry --bin load --bin init"));
     step("programs, static", &mut build)?;
-    static_folder()
+    static_folder("guest")
 }
 
 /// The kernel tests. Their program.
 fn static_tests() -> anyhow::Result<PathBuf> {
-    let mut build = static_cargo("test")?;
+    let mut build = static_cargo("test", "guest")?;
     build.args(words("--no-run --package sentry --test kernel"));
     step("kernel tests, static", &mut build)?;
     build.args(words("--quiet --message-format json"));
@@ -234,15 +234,16 @@ fn static_tests() -> anyhow::Result<PathBuf> {
     files.next().context("cargo test names no program")
 }
 
-/// A command of cargo that makes released programs which need no other file. Naming the target keeps its flags from
+/// A command of cargo that makes programs which need no other file. Naming the target keeps its flags from
 /// build scripts and macros, which cannot be static.
-fn static_cargo(command: &str) -> anyhow::Result<Command> {
+fn static_cargo(command: &str, profile: &str) -> anyhow::Result<Command> {
     let target = host()?;
     let flags = format!("target.{target}.rustflags=['-C', 'target-feature=+crt-static']");
     let mut cargo = cargo();
     cargo.args([
         command,
-        "--release",
+        "--profile",
+        profile,
         "--target",
         &target,
         "--config",
@@ -251,8 +252,8 @@ fn static_cargo(command: &str) -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-fn static_folder() -> anyhow::Result<PathBuf> {
-    Ok(target_folder().join(host()?).join("release"))
+fn static_folder(profile: &str) -> anyhow::Result<PathBuf> {
+    Ok(target_folder().join(host()?).join(profile))
 }
 
 fn target_folder() -> PathBuf {
