@@ -92,6 +92,13 @@ fn mount_at(kind: &str, path: &str, source: &str, options: Option<&CStr>) -> any
 /// Makes of a bare kernel what programs expect of a machine.
 fn furnish(plan: &Plan) -> anyhow::Result<()> {
     mount_at("sysfs", "/sys", "sysfs", None)?;
+    // Older kernels hang in a machine that counts instructions when they start other CPUs while they boot.
+    for entry in fs::read_dir("/sys/devices/system/cpu")?.flatten() {
+        let online = entry.path().join("online");
+        if fs::read_to_string(&online).is_ok_and(|text| text.trim() == "0") {
+            fs::write(&online, "1").with_context(|| online.display().to_string())?;
+        }
+    }
     mount_at("devtmpfs", "/dev", "devtmpfs", None)?;
     mount_at("tmpfs", "/dev/shm", "tmpfs", None)?;
     mount_at("devpts", "/dev/pts", "devpts", None)?;

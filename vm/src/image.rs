@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The host's programs that tests call, and those that init does.
-const PROGRAMS: [&str; 20] = [
+const PROGRAMS: [&str; 21] = [
     "blkdiscard",
     "cat",
     "chroot",
@@ -28,6 +28,7 @@ const PROGRAMS: [&str; 20] = [
     "sh",
     "sleep",
     "ss",
+    "strace",
     "sysctl",
     "taskset",
     "umount",

@@ -52,11 +52,15 @@ fn run(flags: &[&str]) -> anyhow::Result<()> {
     let agent = |arguments: &str| -> anyhow::Result<Command> {
         let mut cargo = cargo_as_root()?;
         cargo.args(words(&format!(
-            "run --release --package sentry -- {arguments}"
+            "run --quiet --release --package sentry -- {arguments}"
         )));
         Ok(cargo)
     };
-    // Wrong flags print nothing here, and are then the agent's to complain about.
+    step(
+        "agent",
+        cargo().args(words("build --release --package sentry")),
+    )?;
+    // Wrong flags print no report here, and are then the agent's to complain about.
     let check = agent("check --format json")?.args(flags).output()?;
     if !check.status.success() && check.stdout.starts_with(b"{") {
         agent("check")?.args(flags).status()?;
