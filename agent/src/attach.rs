@@ -13,8 +13,11 @@ use probes::{
 use crate::{
     config::{Config, HOOK_AUTO},
     enrich::cgroup::{Mount, mounts},
-    privileges,
+    privileges::{self, is_before},
 };
+
+/// The oldest kernel that Sentry is tested on; ring buffers (5.8) are its youngest need.
+const OLDEST: (u32, u32) = (5, 10);
 
 /// The agent cannot start on this host, or not like this.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +37,14 @@ pub(crate) enum AttachError {
         path: PathBuf,
         /// Why it can't be read.
         source: std::io::Error,
+    },
+    /// The kernel lacks what every probe needs.
+    #[error("this kernel ({release}) is too old: Sentry needs Linux 5.10 or later ({error})")]
+    TooOld {
+        /// The kernel's release.
+        release: String,
+        /// What it refused.
+        error: LoadError,
     },
     /// A hook that was asked for is not to be had, and nothing else runs.
     #[error("--{probe}.hook {hook}: {detail}")]
@@ -90,14 +101,15 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
     let v2 = mounts.iter().any(|mount| mount.hierarchy == 0);
     // Of the others only the one that disk I/O is charged in bears labels.
     let task_hierarchy = mounts.first().map(|mount| mount.hierarchy).filter(|_| !v2);
-    let (mut kernel, cgroup_events) = probes::attach(&Request {
+    let attached = probes::attach(&Request {
         probes: &selected(config),
         // The configuration's ceiling is below what 16 bits hold.
         series_max: u16::try_from(config.series_max).unwrap_or(u16::MAX),
         io_hierarchy: io_hierarchy.as_ref().copied().unwrap_or(0),
         task_hierarchy,
         btf: config.btf.as_deref(),
-    })?;
+    });
+    let (mut kernel, cgroup_events) = attached.map_err(|error| refused(config, error))?;
     probes::release_unused_memory();
     let io_controller_off = io_controller_off(io_hierarchy.ok(), &mounts);
     for status in kernel
@@ -148,6 +160,20 @@ pub(crate) fn forced_hooks_left_something(
             detail: status.detail.clone(),
         })
     })
+}
+
+/// What the kernel refused is named by its age, where that is why. Kernels are not refused for it: distributions
+/// bring much to old ones.
+fn refused(config: &Config, error: LoadError) -> AttachError {
+    let release = read(&config.procfs.join("sys/kernel/osrelease")).unwrap_or_default();
+    let release = release.trim();
+    if matches!(error, LoadError::Object(_)) && !release.is_empty() && is_before(release, OLDEST) {
+        return AttachError::TooOld {
+            release: release.to_owned(),
+            error,
+        };
+    }
+    error.into()
 }
 
 /// Reads a small file.

@@ -115,6 +115,7 @@ fn names(events: &Result<Events, Status>) -> Status {
 fn none(config: &Config, error: &AttachError) -> Vec<Status> {
     let (verdict, reason) = match error {
         AttachError::Privileges { .. } => (Verdict::Failed, Reason::NoPermission),
+        AttachError::TooOld { .. } => (Verdict::Unsupported, Reason::KernelTooOld),
         AttachError::Load(LoadError::Btf { .. }) => (Verdict::Failed, Reason::NoBtf),
         _ => (Verdict::Failed, Reason::MapError),
     };

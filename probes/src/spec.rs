@@ -252,6 +252,8 @@ pub enum Reason {
     LimitedHook,
     /// Only cgroup v1 is mounted, which sockets do not belong to.
     CgroupV1Only,
+    /// The kernel lacks what every probe needs.
+    KernelTooOld,
 }
 
 impl Reason {
@@ -272,6 +274,7 @@ impl Reason {
             Self::Lockdown => "lockdown",
             Self::LimitedHook => "limited_hook",
             Self::CgroupV1Only => "cgroup_v1_only",
+            Self::KernelTooOld => "kernel_too_old",
         }
     }
 }

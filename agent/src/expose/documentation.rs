@@ -211,7 +211,7 @@ const VERDICTS: [(Verdict, &str); 4] = [
     (Verdict::Failed, "The probe should run here and does not"),
 ];
 
-const REASONS: [Reason; 13] = [
+const REASONS: [Reason; 14] = [
     Reason::Ok,
     Reason::NoBtf,
     Reason::NoHook,
@@ -225,6 +225,7 @@ const REASONS: [Reason; 13] = [
     Reason::Lockdown,
     Reason::LimitedHook,
     Reason::CgroupV1Only,
+    Reason::KernelTooOld,
 ];
 
 /// A reason in words. A new one does not compile before it has its line here; it belongs into
@@ -252,6 +253,7 @@ fn meaning(reason: Reason) -> &'static str {
         Reason::CgroupV1Only => {
             "Only cgroup v1 is mounted, and sockets belong to cgroups of v2 only"
         }
+        Reason::KernelTooOld => "The kernel is older than 5.10 and lacks what every probe needs",
     }
 }
 

@@ -654,69 +654,114 @@ fn a_hook_that_the_kernel_lacks_harms_no_other_probe() {
     assert!(line.contains("/sys/kernel/btf/vmlinux"), "{line}");
 }
 
+/// A command under a tracer that lets the kernel refuse some of its `bpf()` calls, by their numbers.
+fn refusing(refused: &str, log: &Path, args: &str) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["--follow-forks", "--quiet=all", "--trace=bpf"]);
+    command.arg("--output").arg(log);
+    if !refused.is_empty() {
+        command.arg(format!("--inject=bpf:error=EINVAL:when={refused}"));
+    }
+    // The agent goes with its tracer.
+    command.args(["setpriv", "--pdeathsig", "KILL", crate::agent::SENTRY]);
+    without_settings(&mut command).args(args.split_whitespace());
+    command
+}
+
+/// The number of the first `bpf()` call of a kind that has one of these words.
+fn number_of_call(log: &Path, args: &str, kind: &str, words: &[&str]) -> usize {
+    assert!(
+        output(refusing("", log, &format!("check {args}")))
+            .status
+            .success()
+    );
+    let calls = fs::read_to_string(log).unwrap();
+    let mut calls = calls.lines().filter(|line| line.contains("bpf("));
+    1 + calls
+        .position(|call| call.contains(kind) && words.iter().any(|word| call.contains(word)))
+        .unwrap()
+}
+
 /// The kernel refuses one program: the probe fails, the others run on.
 #[test]
 fn a_probe_that_is_sabotaged_leaves_the_others_running() {
     turn!("a_probe_that_is_sabotaged_leaves_the_others_running");
-    if Command::new("strace").arg("-V").output().is_err() {
-        return skipped(
-            "a_probe_that_is_sabotaged_leaves_the_others_running",
-            "there is no strace",
-        );
-    }
-    let flags = "--probes tcp,disk --tcp.hook tracepoint";
+    // Forced, so that no lesser hook takes its place.
+    let flags = "--probes tcp,disk --disk.hook tp_btf";
     let folder = Folder::new();
     let log = folder.path().join("strace");
-    let trace = |inject: &str| {
-        let mut command = Command::new("strace");
-        command.args([
-            "--follow-forks",
-            "--quiet=all",
-            "--trace=bpf",
-            "--kill-on-exit",
-            "--output",
-        ]);
-        command.arg(&log);
-        if !inject.is_empty() {
-            command.arg(format!("--inject=bpf:error=EINVAL:when={inject}"));
-        }
-        command
-            .arg(crate::agent::SENTRY)
-            .args(flags.split_whitespace());
-        without_settings(&mut command);
-        command
-    };
-    // Which call brings the program in, and how often it is tried: once, for its hook is forced.
-    let mut agent = trace("");
-    agent.arg("check");
-    assert!(output(agent).status.success());
-    let calls = fs::read_to_string(&log).unwrap();
-    let calls = calls.lines().filter(|line| line.contains("bpf("));
-    let number = 1 + calls
-        .into_iter()
-        .position(|call| {
-            call.contains("BPF_PROG_LOAD") && call.contains("prog_name=\"tcp_state_recor\"")
-        })
-        .unwrap();
+    let number = number_of_call(&log, flags, "BPF_PROG_LOAD", &["\"disk_complete\""]);
     // Aya tries a refused program once more, to have the verifier's log.
-    let agent = Agent::spawn(trace(&format!("{number}..{}", number + 1)));
+    let agent = Agent::spawn(refusing(&format!("{number}..{}", number + 1), &log, flags));
     let scrape = agent.scrape();
     let verdict = [
-        ("probe", "tcp"),
+        ("probe", "disk"),
         ("verdict", "failed"),
         ("reason", "rejected"),
     ];
     assert_eq!(scrape.value("sentry_probe_up", &verdict), 0.0);
-    assert_eq!(scrape.value("sentry_probe_up", &[("probe", "disk")]), 1.0);
+    let tcp = scrape.value("sentry_probe_up", &[("probe", "tcp")]);
+    assert_eq!(tcp, 1.0);
     let ready = agent.get("/readyz", &[]);
     assert_eq!(ready.status, 200);
+    let text = ready.text();
     assert!(
-        ready
-            .text()
-            .contains("tcp: failed: tcp_state_record was refused"),
-        "{}",
-        ready.text()
+        text.contains("disk: failed: disk_complete was refused"),
+        "{text}"
     );
-    // Its tracer goes, and it goes with that.
-    drop(agent);
+    // What runs still counts.
+    let client = socket_cgroup("client");
+    load::run("connect --to 127.0.0.1:1 --count 3", &[&client]);
+    let expected = [failures("refused", 3)];
+    assert_eq!(agent.scrape().of_cgroup(&label(&client)), expected);
+}
+
+/// A kernel that says it is 4.19 and refuses a map: one sentence, and no panic.
+#[test]
+fn a_kernel_too_old_is_named() {
+    turn!("a_kernel_too_old_is_named");
+    let folder = Folder::new();
+    let (log, proc) = (folder.path().join("strace"), folder.path().join("proc"));
+    fs::create_dir_all(proc.join("sys/kernel")).unwrap();
+    fs::write(proc.join("sys/kernel/osrelease"), "4.19.0-27-amd64\n").unwrap();
+    for name in ["self", "cgroups", "net"] {
+        std::os::unix::fs::symlink(Path::new("/proc").join(name), proc.join(name)).unwrap();
+    }
+    let flags = format!(
+        "--web.listen-address 127.0.0.1:0 --path.procfs {}",
+        proc.display()
+    );
+    // Maps are made in any order.
+    let maps = [
+        "\"histograms\"",
+        "\"counters\"",
+        "\"series_",
+        "\"free_",
+        "\"tcp_",
+        "\"disk_",
+        "rodata",
+        "\"cgroup_",
+    ];
+    let number = number_of_call(&log, &flags, "BPF_MAP_CREATE", &maps);
+    let refused = output(refusing(&number.to_string(), &log, &flags));
+    assert_eq!(refused.status.code(), Some(1));
+    let line = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+    let sentence =
+        "sentry: this kernel (4.19.0-27-amd64) is too old: Sentry needs Linux 5.10 or later (";
+    assert!(
+        line.starts_with(sentence) && line.contains("failed to create map"),
+        "{line}"
+    );
+    let checked = output(refusing(
+        &number.to_string(),
+        &log,
+        &format!("check --format json {flags}"),
+    ));
+    assert_eq!(checked.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    for probe in report["probes"].as_array().unwrap() {
+        assert_eq!(probe["verdict"], "unsupported");
+        assert_eq!(probe["reason"], "kernel_too_old");
+    }
 }
