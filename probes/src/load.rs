@@ -676,6 +676,7 @@ fn map_data(map: &Map) -> Option<&MapData> {
         Map::Array(data)
         | Map::ArrayOfMaps(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::Queue(data)
         | Map::RingBuf(data)
         | Map::SkStorage(data) => Some(data),

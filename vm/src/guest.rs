@@ -5,7 +5,7 @@ use crate::plan::{
 };
 use anyhow::{Context, bail, ensure};
 use rustix::mount::{MountFlags, mount};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, kill_process, setrlimit, wait};
 use rustix::system::{RebootCommand, init_module, reboot, sethostname};
 use std::ffi::CStr;
 use std::fs;
@@ -129,6 +129,12 @@ fn furnish(plan: &Plan) -> anyhow::Result<()> {
         let image = fs::read(module).with_context(|| module.display().to_string())?;
         init_module(&image, c"").with_context(|| format!("load {}", module.display()))?;
     }
+    // As a service manager does for the agent: before 5.11 maps are charged to it.
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    setrlimit(Resource::Memlock, unlimited).context("RLIMIT_MEMLOCK")?;
     sethostname(b"sentry-vm")?;
     run("ip", &["link", "set", "lo", "up"])?;
     if plan.hide_btf {

@@ -222,7 +222,9 @@ pub(crate) fn assert_issue_hook_steps_in(agent: &Agent) {
         Some((found.labels["verdict"].clone(), found.value))
     });
     assert_eq!(degraded, ("degraded".to_owned(), 1.0));
-    assert!(agent.log().contains("iostats"), "{}", agent.log());
+    wait_for("a line of the log", Duration::from_secs(5), || {
+        agent.log().contains("iostats").then_some(())
+    });
 
     let expected = moved(&device, "read", 30, 30 * 4096);
     assert_said(agent, &device, "read --count 30", &expected);

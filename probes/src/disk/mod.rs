@@ -96,16 +96,19 @@ pub(crate) const PROBE: Probe = Probe {
             variants: &[Variant {
                 programs: &[
                     Program {
+                        name: "disk_insert_record",
+                        hook: Hook::Tracepoint(&Record {
+                            category: "block",
+                            event: "block_rq_insert",
+                            fields: STARTED,
+                        }),
+                    },
+                    Program {
                         name: "disk_issue_record",
                         hook: Hook::Tracepoint(&Record {
                             category: "block",
                             event: "block_rq_issue",
-                            fields: &[
-                                ("disk_issue_dev", "dev"),
-                                ("disk_issue_sector", "sector"),
-                                ("disk_issue_nr_sector", "nr_sector"),
-                                ("disk_issue_rwbs", "rwbs"),
-                            ],
+                            fields: STARTED,
                         }),
                     },
                     Program {
@@ -127,7 +130,7 @@ pub(crate) const PROBE: Probe = Probe {
                 of_task: false,
                 note: "",
             }],
-            limits: "the records of these tracepoints tell no creation and no owner: both durations run from the issue to the device, I/O belongs to the v2 cgroup of the task that issued it, and flushes and writes of zeroes are not counted",
+            limits: "the records of these tracepoints tell no creation and no owner: both durations run from the issue to the device, I/O belongs to the v2 cgroup of the task that made the request, and flushes and writes of zeroes are not counted",
             fallback: &[],
         },
     ],
@@ -148,6 +151,14 @@ pub(crate) const PROBE: Probe = Probe {
     samples,
     other,
 };
+
+/// The records of a request's insertion and issue, which are of one class.
+const STARTED: &[(&str, &str)] = &[
+    ("disk_issue_dev", "dev"),
+    ("disk_issue_sector", "sector"),
+    ("disk_issue_nr_sector", "nr_sector"),
+    ("disk_issue_rwbs", "rwbs"),
+];
 
 const IO_DURATION: usize = 0;
 const DEVICE_DURATION: usize = 1;

@@ -305,15 +305,18 @@ struct disk_place {
 };
 
 struct disk_in_flight {
+	/* 0 while it waits in a scheduler. */
 	__u64 issued_ns;
-	/* Who issued it: the submitter, unless the request waited and a kernel thread did. */
+	/* Who made it. */
 	__u64 cgroup_id;
 	/* What is still to complete. */
 	__u64 sectors;
 };
 
+/* LRU, for what is merged into another after it was inserted never completes. What loses its
+ * place to that is counted as untimed when it completes. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
 	__type(key, struct disk_place);
 	__type(value, struct disk_in_flight);
@@ -341,25 +344,44 @@ static __always_inline __u32 disk_record_operation(__u64 rwbs)
 	}
 }
 
-SEC("tracepoint/block/block_rq_issue")
-int disk_issue_record(void *ctx)
+/* Insert and issue are of one class and have the same record. */
+static __always_inline int disk_record_start(void *ctx, bool issued)
 {
 	struct disk_place place = {
 		.sector = RECORD_READ(ctx, disk_issue_sector),
 		.device = RECORD_READ(ctx, disk_issue_dev),
 	};
 	struct disk_in_flight request = {
-		.issued_ns = bpf_ktime_get_ns(),
-		.cgroup_id = bpf_get_current_cgroup_id(),
 		.sectors = RECORD_READ(ctx, disk_issue_nr_sector),
 	};
+	struct disk_in_flight *inserted;
 
 	if (!request.sectors ||
 	    disk_record_operation(RECORD_READ(ctx, disk_issue_rwbs)) == DISK_OPERATIONS)
 		return 0;
+	/* A kernel thread issues what waited in a scheduler; it was inserted by its maker. */
+	inserted = issued ? bpf_map_lookup_elem(&disk_in_flight, &place) : NULL;
+	if (inserted && !inserted->issued_ns)
+		request.cgroup_id = inserted->cgroup_id;
+	else
+		request.cgroup_id = bpf_get_current_cgroup_id();
+	if (issued)
+		request.issued_ns = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&disk_in_flight, &place, &request, BPF_ANY))
 		counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
 	return 0;
+}
+
+SEC("tracepoint/block/block_rq_insert")
+int disk_insert_record(void *ctx)
+{
+	return disk_record_start(ctx, false);
+}
+
+SEC("tracepoint/block/block_rq_issue")
+int disk_issue_record(void *ctx)
+{
+	return disk_record_start(ctx, true);
 }
 
 /* Without types there are but the records: matched by device and sector, timed from the issue.
@@ -389,7 +411,7 @@ int disk_complete_record(void *ctx)
 		bpf_map_delete_elem(&disk_in_flight, &place);
 	}
 	key.cgroup_id = request.cgroup_id;
-	known = request.issued_ns;
+	known = request.issued_ns != 0;
 	if (error) {
 		if (known)
 			disk_error(&key, operation, error);
