@@ -44,10 +44,12 @@ enum cgroup_subsys_id {
 
 struct css_set {
 	struct cgroup_subsys_state *subsys[1];
+	struct cgroup *dfl_cgrp;
 };
 
 /* include/linux/sched.h */
 struct task_struct {
+	int tgid;
 	struct css_set *cgroups;
 };
 

@@ -6,6 +6,7 @@
 //!
 //! The programs count in memory that [`Cells`] maps. [`attach()`] brings them into the kernel.
 
+mod btf;
 pub mod cgroup;
 mod disk;
 mod hook;

@@ -7,21 +7,19 @@
 
 use std::{
     fmt,
-    fs::File,
-    io::Read,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, Endianness,
+    Btf, Ebpf, EbpfLoader,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, Queue, RingBuf},
 };
 use aya_obj::generated::bpf_map_type;
 
 use crate::{
     Cells, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable, Status,
-    Verdict, cgroup,
+    Verdict, btf, cgroup,
     hook::{self, Host, chain},
     pool::map_memory_bytes,
     record::{self, Field},
@@ -167,12 +165,6 @@ pub fn enable_run_stats() -> std::io::Result<OwnedFd> {
     aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|error| error.io_error)
 }
 
-/// Where the kernel shows its own types.
-const OWN_BTF: &str = "/sys/kernel/btf/vmlinux";
-
-/// `include/uapi/linux/btf.h`
-const BTF_MAGIC: u16 = 0xeb9f;
-
 /// Loads and attaches: of each probe the best hook that this kernel allows, or the forced one.
 ///
 /// A probe that cannot run has a verdict in [`Kernel::probes`] and does not disturb the others.
@@ -189,13 +181,14 @@ pub(crate) fn attach_from(
     request: &Request,
     variant: usize,
 ) -> Result<(Kernel, Result<cgroup::Events, Status>), LoadError> {
-    let own_types = own_types();
+    let own_types = btf::own();
     // Its own are right for certain.
-    let file = request
-        .btf
-        .filter(|_| own_types.is_err())
-        .map(read_btf)
-        .transpose()?;
+    let path = request.btf.filter(|_| own_types.is_err());
+    let of_file = |error| LoadError::Btf {
+        path: path.unwrap_or(Path::new("")).to_owned(),
+        error,
+    };
+    let file = path.map(btf::read).transpose().map_err(of_file)?;
     let host = Host::new(own_types, file.is_some());
     let layout = Layout::new(request)?;
     let mut ladders: Vec<Ladder> = request
@@ -217,8 +210,11 @@ pub(crate) fn attach_from(
         // Parsed here for the attach points; the loader has its own copy, gone before this one is
         // made, so that the peak is that of one.
         let btf = host.own_types.is_ok().then(Btf::from_sys_fs).transpose();
-        let btf = btf.map_err(|error| LoadError::Object(format!("{OWN_BTF}: {error}")))?;
+        let btf = btf.map_err(|error| LoadError::Object(format!("{}: {error}", btf::OWN)))?;
         let mut installing = layout.fill(ebpf, request)?;
+        if file.is_some() {
+            layout.check_types(&mut installing).map_err(of_file)?;
+        }
         let mut settled = true;
         // The last first: no workload's cgroup is to be made unseen between its walk and its
         // events.
@@ -239,26 +235,6 @@ pub(crate) fn attach_from(
             return Ok(layout.settle(request, ladders, installing));
         }
     }
-}
-
-/// Whether the kernel shows types of its own, without parsing them all.
-fn own_types() -> Result<(), String> {
-    let mut magic = [0; 2];
-    File::open(OWN_BTF)
-        .and_then(|mut file| file.read_exact(&mut magic))
-        .map_err(|error| format!("{OWN_BTF}: {error}"))?;
-    if magic == BTF_MAGIC.to_ne_bytes() {
-        Ok(())
-    } else {
-        Err(format!("{OWN_BTF} is no BTF"))
-    }
-}
-
-fn read_btf(path: &Path) -> Result<Btf, LoadError> {
-    Btf::parse_file(path, Endianness::default()).map_err(|error| LoadError::Btf {
-        path: path.to_owned(),
-        error: chain(&error),
-    })
 }
 
 /// A variant of a rung.
@@ -367,6 +343,7 @@ struct Layout {
     /// The first own histogram and counter of each probe.
     probes: Vec<(u16, u16)>,
     cgroup_counters: u16,
+    btf_counters: u16,
     inserts: u16,
     free_histograms: u16,
     free_counters: u16,
@@ -387,12 +364,15 @@ impl Layout {
         }
         let cgroup_counters = counter;
         counter += wire::CGROUP_COUNTERS as u16;
+        let btf_counters = counter;
+        counter += wire::BTF_COUNTERS as u16;
         if histogram >= request.series_max {
             return Err(LoadError::TooFewSeries(request.series_max));
         }
         Ok(Self {
             probes,
             cgroup_counters,
+            btf_counters,
             inserts,
             free_histograms: histogram,
             free_counters: counter,
@@ -411,6 +391,7 @@ impl Layout {
         let io_hierarchy = u32::from(request.io_hierarchy);
         let task_hierarchy = u32::from(request.task_hierarchy.unwrap_or(0));
         let (inserts, cgroup_counters) = (u32::from(self.inserts), u32::from(self.cgroup_counters));
+        let btf_counters = u32::from(self.btf_counters);
         let slots = slot_count(request.series_max);
         let slots_mask = slots - 1;
         let constants: Vec<(String, u32)> = request
@@ -438,6 +419,7 @@ impl Layout {
             .override_global("series_slots_mask", &slots_mask, true)
             .override_global("counter_inserts", &inserts, true)
             .override_global("cgroup_counters", &cgroup_counters, true)
+            .override_global("btf_counters", &btf_counters, true)
             .override_global("cgroup_io_hierarchy", &io_hierarchy, true)
             .override_global("tcp_task_hierarchy", &task_hierarchy, true);
         for (name, value) in &constants {
@@ -484,6 +466,38 @@ impl Layout {
                 attached: Vec::new(),
             },
         })
+    }
+
+    /// Asks the kernel whether the types of a file are its own: wrong ones would give wrong numbers,
+    /// and nothing else would tell.
+    fn check_types(&self, installing: &mut Installing) -> Result<(), String> {
+        const OTHER: &str = "it is not of this kernel: what is read with its offsets is wrong";
+        let programs = &mut installing.programs;
+        if let Err(refusal) = programs.attach_all(None, &btf::CHECK) {
+            // A call in place of an offset that is not there: Aya's and libbpf's mark. What else is
+            // refused here is for the probes to tell.
+            return if refusal.detail.contains("invalid func") {
+                Err(OTHER.to_owned())
+            } else {
+                Ok(())
+            };
+        }
+        // A system call of this very task.
+        let _ = std::os::unix::process::parent_id();
+        programs.detach(&btf::CHECK);
+        let count = |counter: u32| {
+            let cell = self.btf_counters + counter as u16;
+            installing.cells.counter(cell)
+        };
+        let (right, wrong) = (
+            count(wire::BTF_COUNTER_RIGHT),
+            count(wire::BTF_COUNTER_WRONG),
+        );
+        if right > 0 && wrong == 0 {
+            Ok(())
+        } else {
+            Err(OTHER.to_owned())
+        }
     }
 
     /// Puts it all together, once nothing more is tried.
@@ -555,6 +569,13 @@ impl Programs {
         Ok(())
     }
 
+    fn detach(&mut self, programs: &[Program]) {
+        for program in programs {
+            self.attached.retain(|name| *name != program.name);
+            hook::unload(&mut self.ebpf, program.name);
+        }
+    }
+
     fn cgroup_events(&mut self, ladder: Ladder) -> Result<cgroup::Events, Status> {
         let (status, rung) = ladder.status(cgroup::NAME);
         if !status.verdict.is_up() {
@@ -564,9 +585,8 @@ impl Programs {
         if let Some(Ok(events)) = events {
             return Ok(cgroup::Events::new(events, status));
         }
-        for program in rung.variants.iter().flat_map(|variant| variant.programs) {
-            self.attached.retain(|name| *name != program.name);
-            hook::unload(&mut self.ebpf, program.name);
+        for variant in rung.variants {
+            self.detach(variant.programs);
         }
         let why = Refusal {
             verdict: Verdict::Failed,

@@ -592,6 +592,8 @@ fn types_may_come_from_a_file() {
     };
     let _io = IoController::on();
     let folder = Folder::new();
+    let other = folder.path().join("other.btf");
+    fs::write(&other, shifted(&types, "task_struct", "tgid")).unwrap();
     let file = folder.path().join("vmlinux.btf");
     fs::write(&file, types).unwrap();
     let file = file.display();
@@ -621,6 +623,49 @@ fn types_may_come_from_a_file() {
             "{line}"
         );
     }
+
+    // Of a kernel that is built otherwise: its offsets are found out before they give wrong numbers.
+    let refused = output(without_types(&format!("--btf {}", other.display())));
+    assert_eq!(refused.status.code(), Some(1));
+    let line = String::from_utf8(refused.stderr).unwrap();
+    assert!(line.contains("it is not of this kernel"), "{line}");
+}
+
+/// A kernel's types with a member of a structure four bytes further on.
+fn shifted(types: &[u8], structure: &str, member: &str) -> Vec<u8> {
+    let word = |at: usize| {
+        let bytes = types[at..at + 4].try_into().unwrap();
+        usize::try_from(u32::from_ne_bytes(bytes)).unwrap()
+    };
+    // Documentation/bpf/btf.rst: a header, then types and strings where it says.
+    let (head, strings) = (word(4), word(4) + word(16));
+    let has_name = |at: usize, name: &str| {
+        let text = &types[strings + word(at)..];
+        text.starts_with(name.as_bytes()) && text[name.len()] == 0
+    };
+    let (mut at, end) = (head + word(8), head + word(8) + word(12));
+    while at < end {
+        let (kind, count) = (word(at + 4) >> 24 & 31, word(at + 4) & 0xffff);
+        let entries = at + 12;
+        if kind == 4 && has_name(at, structure) {
+            let mut members = (0..count).map(|number| entries + 12 * number);
+            if let Some(found) = members.find(|at| has_name(*at, member)) {
+                let bits = u32::try_from(word(found + 8) + 32).unwrap();
+                let mut other = types.to_vec();
+                other[found + 8..found + 12].copy_from_slice(&bits.to_ne_bytes());
+                return other;
+            }
+        }
+        at = entries
+            + match kind {
+                1 | 14 | 17 => 4,
+                3 => 12,
+                4 | 5 | 15 | 19 => 12 * count,
+                6 | 13 => 8 * count,
+                _ => 0,
+            };
+    }
+    panic!("no {structure}.{member}");
 }
 
 #[test]
