@@ -260,6 +260,7 @@ fn boot(programs: &Programs, args: &TestArgs, run: Run, kernel: &Kernel) -> Outc
 
 /// Says how it went, and whether that is enough.
 fn judge(outcomes: &[Outcome], args: &TestArgs, complete: bool) -> anyhow::Result<()> {
+    ensure!(!outcomes.is_empty(), "no kernel could be had");
     print!("{}", table::terminal(outcomes));
     let mut wrong = 0;
     for outcome in outcomes {
