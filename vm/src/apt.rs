@@ -6,6 +6,7 @@ use crate::kernel::Kernel;
 use crate::list::NEWEST;
 use anyhow::{Context, anyhow, bail, ensure};
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
@@ -71,16 +72,22 @@ impl Mirror {
         }
     }
 
-    /// A text without the mirror's name, which is nobody's business.
-    fn hidden(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for address in [&self.main, &self.security] {
+    /// A line of apt's without the mirror's names and numbers, which are nobody's business.
+    fn hidden(&self, line: &str) -> String {
+        let mut line = line.to_owned();
+        // The longer one first, of which the other may be the beginning.
+        for address in [&self.security, &self.main] {
             let host = address.split('/').nth(2).unwrap_or(address);
-            text = text
+            line = line
                 .replace(address.trim_end_matches('/'), "the mirror")
                 .replace(host, "the mirror");
         }
-        text
+        let is_number = |word: &str| {
+            let word = word.trim_matches(|c: char| !c.is_ascii_hexdigit() && c != ':');
+            word.contains(['.', ':']) && word.parse::<IpAddr>().is_ok()
+        };
+        let words = line.split_whitespace().filter(|word| !is_number(word));
+        words.collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -422,8 +429,12 @@ mod tests {
     fn messages_do_not_tell_the_mirror() {
         let mirror = Mirror::choose("http://a.example/debian/").unwrap();
         assert_eq!(
-            mirror.hidden("E: http://a.example/debian gone suite: could not resolve 'a.example'"),
-            "E: the mirror gone suite: could not resolve 'the mirror'"
+            mirror.hidden("E: http://a.example/debian-security gone: could not connect to 'a.example' (192.0.2.7)."),
+            "E: the mirror gone: could not connect to 'the mirror'"
+        );
+        assert_eq!(
+            mirror.hidden("E: [2001:db8::1] is a dead end"),
+            "E: is a dead end"
         );
     }
 

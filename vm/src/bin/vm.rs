@@ -260,12 +260,15 @@ fn boot(programs: &Programs, args: &TestArgs, run: Run, kernel: &Kernel) -> Outc
 
 /// Says how it went, and whether that is enough.
 fn judge(outcomes: &[Outcome], args: &TestArgs, complete: bool) -> anyhow::Result<()> {
+    ensure!(!outcomes.is_empty(), "no kernel could be had");
     print!("{}", table::terminal(outcomes));
     let mut wrong = 0;
     for outcome in outcomes {
-        for fault in outcome.faults() {
-            say(&format!("{}: {fault}", outcome.run.name));
-            wrong += 1;
+        // What they are has been said as the guest ended.
+        let faults = outcome.faults().len();
+        if faults > 0 {
+            say(&format!("{}: {faults} faults", outcome.run.name));
+            wrong += faults;
         }
     }
     if complete {
@@ -288,7 +291,7 @@ fn judge(outcomes: &[Outcome], args: &TestArgs, complete: bool) -> anyhow::Resul
         ensure!(complete, "{DOCUMENT} takes all runs");
         ensure!(wrong == 0, "{DOCUMENT} is left as it is: {wrong} faults");
         fs::write(DOCUMENT, table::document(outcomes)).context(DOCUMENT)?;
-    } else {
+    } else if wrong == 0 {
         let document = fs::read_to_string(DOCUMENT).context(DOCUMENT)?;
         let drift = table::drift(&document, outcomes);
         for line in &drift.other {
