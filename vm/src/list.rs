@@ -11,6 +11,9 @@ use std::path::Path;
 pub struct List {
     /// Series, and the suites of Debian to look for it, in order.
     pub kernels: BTreeMap<String, Vec<String>>,
+    /// Tests that no run has, with the reason.
+    #[serde(default)]
+    pub except: BTreeMap<String, String>,
     /// The boots.
     pub runs: Vec<Run>,
 }
@@ -62,7 +65,10 @@ impl List {
     /// # Errors
     /// When it is no such list.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let list: Self = serde_saphyr::from_str(text)?;
+        let mut list: Self = serde_saphyr::from_str(text)?;
+        for run in &mut list.runs {
+            run.except.extend(list.except.clone());
+        }
         let mut names = BTreeSet::new();
         for run in &list.runs {
             ensure!(names.insert(&run.name), "run {:?} is there twice", run.name);
