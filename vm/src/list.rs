@@ -29,7 +29,7 @@ pub struct Run {
     /// What is peculiar to it.
     #[serde(default)]
     pub guest: Guest,
-    /// Modules of the kernel tests that it runs.
+    /// Modules of the kernel tests that it runs, or tests by how their names begin.
     pub tests: Vec<String>,
     /// Tests that this kernel cannot run, with the reason.
     #[serde(default)]
@@ -105,6 +105,38 @@ impl Run {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(','))
     }
 
+    /// What the names of its tests have in them.
+    #[must_use]
+    pub fn filters(&self) -> Vec<String> {
+        let whole = |name: &String| name.contains("::");
+        let tests = self.tests.iter();
+        tests
+            .map(|name| {
+                if whole(name) {
+                    name.clone()
+                } else {
+                    format!("{name}::")
+                }
+            })
+            .collect()
+    }
+
+    /// Looks for its tests among all there are.
+    ///
+    /// # Errors
+    /// When a name of the list means no test.
+    pub fn is_among(&self, tests: &[&str]) -> anyhow::Result<()> {
+        for filter in &self.filters() {
+            let found = tests.iter().any(|test| test.contains(filter));
+            ensure!(found, "run {:?}: no test is called {filter}", self.name);
+        }
+        for test in self.except.keys() {
+            let found = tests.contains(&test.as_str());
+            ensure!(found, "run {:?}: there is no test {test}", self.name);
+        }
+        Ok(())
+    }
+
     /// Its name as that of a folder.
     #[must_use]
     pub fn folder(&self) -> String {
@@ -144,16 +176,34 @@ mod tests {
         assert!(refused("  - {name: a, kernel: \"5.10\", test: []}").contains("`test`"));
     }
 
-    #[test]
-    fn names_are_folders() {
-        let run = |name: &str| Run {
+    fn run(name: &str) -> Run {
+        Run {
             name: name.to_owned(),
             kernel: String::new(),
             guest: Guest::Plain,
             tests: Vec::new(),
             except: BTreeMap::new(),
             hooks: BTreeMap::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn every_name_means_a_test() {
+        let there = ["tcp::refused", "privileges::nobody_with_two"];
+        let mut run = run("5.10");
+        run.tests = vec!["tcp".to_owned(), "privileges::nobody".to_owned()];
+        assert_eq!(run.filters(), ["tcp::", "privileges::nobody"]);
+        assert!(run.is_among(&there).is_ok());
+        run.except.insert("tcp::ref".to_owned(), "why".to_owned());
+        let error = run.is_among(&there).unwrap_err().to_string();
+        assert_eq!(error, "run \"5.10\": there is no test tcp::ref");
+        run.tests.push("disk".to_owned());
+        let error = run.is_among(&there).unwrap_err().to_string();
+        assert_eq!(error, "run \"5.10\": no test is called disk::");
+    }
+
+    #[test]
+    fn names_are_folders() {
         assert_eq!(
             run("6.12, lockdown=integrity").folder(),
             "6.12-lockdown-integrity"

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,12 @@ fn test(args: &TestArgs) -> anyhow::Result<()> {
         );
     }
     let complete = list.runs.len() == all;
+    let names = test_names(&args.tests)?;
+    let names: Vec<&str> = names
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .collect();
+    list.runs.iter().try_for_each(|run| run.is_among(&names))?;
     let kernels = fetch(&list)?;
     let programs = Programs {
         folder: args.programs.programs.canonicalize()?,
@@ -154,6 +160,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// What a test program says of its tests, one a line.
+fn test_names(program: &Path) -> anyhow::Result<String> {
+    let output = Command::new(program.canonicalize()?).arg("--list").output();
+    let output = output.with_context(|| program.display().to_string())?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 /// The kernels that can be had, by series.
 fn fetch(list: &List) -> anyhow::Result<BTreeMap<String, Kernel>> {
     let cache = Cache::open()?;
@@ -182,10 +195,7 @@ fn boot(programs: &Programs, args: &TestArgs, run: Run, kernel: &Kernel) -> Outc
     let mut tail = VecDeque::new();
     let folder = args.programs.folder.join(run.folder());
     let filters = if args.only.is_empty() {
-        run.tests
-            .iter()
-            .map(|module| format!("{module}::"))
-            .collect()
+        run.filters()
     } else {
         args.only.clone()
     };
