@@ -177,11 +177,11 @@ mod tests {
     }
 
     #[test]
-    fn no_v2_is_no_root() {
-        assert_eq!(
-            CgroupRoots::parse("38 31 0:35 / /cg/blkio rw - cgroup cgroup rw,blkio\n"),
-            None
-        );
+    fn v1_alone_owns_both() {
+        let roots = CgroupRoots::parse("38 31 0:35 / /cg/blkio rw - cgroup cgroup rw,blkio\n");
+        let roots = roots.unwrap();
+        assert_eq!(roots.v2, Path::new("/cg/blkio"));
+        assert_eq!(roots.blkio, roots.v2);
         assert_eq!(CgroupRoots::parse("garbage\n\n- -\n"), None);
     }
 

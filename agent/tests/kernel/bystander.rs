@@ -23,6 +23,16 @@ impl Bystanders {
         Self::watch("block/block_rq_complete", &format!("dev == {number}"))
     }
 
+    /// Watches the completions of all devices.
+    pub(crate) fn of_devices() -> Self {
+        Self::watch("block/block_rq_complete", "nr_sector >= 0")
+    }
+
+    /// Watches all ends of handshakes.
+    pub(crate) fn of_handshakes() -> Self {
+        Self::watch("sock/inet_sock_set_state", "oldstate == 2 || oldstate == 3")
+    }
+
     /// Watches the handshakes of clients with a port.
     pub(crate) fn of_port(port: u16) -> Self {
         let filter = format!("dport == {port} && newstate == 1");
@@ -41,7 +51,7 @@ impl Bystanders {
             .map(|name| format!(" && !(COMM ~ \"{name}\")"))
             .concat();
         let event = instance.join("events").join(event);
-        fs::write(event.join("filter"), format!("{filter}{expected}")).unwrap();
+        fs::write(event.join("filter"), format!("({filter}){expected}")).unwrap();
         fs::write(event.join("enable"), "1").unwrap();
         watch
     }
