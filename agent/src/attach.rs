@@ -24,7 +24,7 @@ const OLDEST: (u32, u32) = (5, 10);
 pub(crate) enum AttachError {
     /// The kernel would refuse every program.
     #[error(
-        "missing privileges: {missing} needed to load eBPF programs; run as root, or grant them to the binary"
+        "missing privileges: {missing} needed to load eBPF programs; run as root, or grant them to the binary; `make demo` shows the agent in a virtual machine"
     )]
     Privileges {
         /// What is needed and not there.

@@ -258,6 +258,7 @@ fn last_words(log: &str) -> String {
                 && !line.starts_with("processed ")
                 && !line.starts_with("verification time")
                 && !line.starts_with("stack depth")
+                && !line.starts_with("subprog ")
         })
         .map(|line| format!(" ({line})"))
         .unwrap_or_default()

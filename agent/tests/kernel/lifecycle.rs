@@ -176,7 +176,7 @@ fn without_privileges_one_line_says_so() {
     assert_eq!(refused.status.code(), Some(1), "{stderr}");
     assert_eq!(
         stderr,
-        "sentry: missing privileges: CAP_BPF and CAP_PERFMON needed to load eBPF programs; run as root, or grant them to the binary\n"
+        "sentry: missing privileges: CAP_BPF and CAP_PERFMON needed to load eBPF programs; run as root, or grant them to the binary; `make demo` shows the agent in a virtual machine\n"
     );
 
     let checked = output(as_nobody(&folder, &[], &["check", "--format", "json"]));

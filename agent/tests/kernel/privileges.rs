@@ -192,7 +192,7 @@ fn each_missing_capability_is_one_line() {
         assert_eq!(
             stderr,
             format!(
-                "sentry: missing privileges: {missing} needed to load eBPF programs; run as root, or grant them to the binary\n"
+                "sentry: missing privileges: {missing} needed to load eBPF programs; run as root, or grant them to the binary; `make demo` shows the agent in a virtual machine\n"
             )
         );
     }
@@ -264,6 +264,6 @@ fn a_user_namespaces_root_is_told_that_it_is_none() {
     assert_eq!(refused.status.code(), Some(1), "{stderr}");
     assert_eq!(
         stderr,
-        "sentry: missing privileges: CAP_BPF and CAP_PERFMON outside this user namespace needed to load eBPF programs; run as root, or grant them to the binary\n"
+        "sentry: missing privileges: CAP_BPF and CAP_PERFMON outside this user namespace needed to load eBPF programs; run as root, or grant them to the binary; `make demo` shows the agent in a virtual machine\n"
     );
 }

@@ -354,15 +354,16 @@ static __always_inline int disk_record_start(void *ctx, bool issued)
 	struct disk_in_flight request = {
 		.sectors = RECORD_READ(ctx, disk_issue_nr_sector),
 	};
-	struct disk_in_flight *inserted;
+	struct disk_in_flight *found;
 
 	if (!request.sectors ||
 	    disk_record_operation(RECORD_READ(ctx, disk_issue_rwbs)) == DISK_OPERATIONS)
 		return 0;
-	/* A kernel thread issues what waited in a scheduler; it was inserted by its maker. */
-	inserted = issued ? bpf_map_lookup_elem(&disk_in_flight, &place) : NULL;
-	if (inserted && !inserted->issued_ns)
-		request.cgroup_id = inserted->cgroup_id;
+	/* A kernel thread issues what waited in a scheduler or is tried again; its maker was here
+	 * before. What was inserted and never issued is no more: it was merged away. */
+	found = bpf_map_lookup_elem(&disk_in_flight, &place);
+	if (found && (issued || found->issued_ns))
+		request.cgroup_id = found->cgroup_id;
 	else
 		request.cgroup_id = bpf_get_current_cgroup_id();
 	if (issued)
