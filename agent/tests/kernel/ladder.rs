@@ -756,7 +756,7 @@ fn a_probe_that_is_sabotaged_leaves_the_others_running() {
     let (hook, program, known_as) = if Path::new("/sys/kernel/btf/vmlinux").exists() {
         ("tp_btf", "disk_complete", "disk_complete")
     } else {
-        (RECORDS, "disk_insert_record", "disk_insert_rec")
+        (RECORDS, "disk_make_record", "disk_make_recor")
     };
     let flags = &format!("--probes tcp,disk --disk.hook {hook}");
     let folder = Folder::new();

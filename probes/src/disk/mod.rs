@@ -96,11 +96,15 @@ pub(crate) const PROBE: Probe = Probe {
             variants: &[Variant {
                 programs: &[
                     Program {
-                        name: "disk_insert_record",
+                        name: "disk_make_record",
                         hook: Hook::Tracepoint(&Record {
                             category: "block",
-                            event: "block_rq_insert",
-                            fields: STARTED,
+                            event: "block_getrq",
+                            fields: &[
+                                ("disk_make_dev", "dev"),
+                                ("disk_make_sector", "sector"),
+                                ("disk_make_rwbs", "rwbs"),
+                            ],
                         }),
                     },
                     Program {
@@ -108,7 +112,12 @@ pub(crate) const PROBE: Probe = Probe {
                         hook: Hook::Tracepoint(&Record {
                             category: "block",
                             event: "block_rq_issue",
-                            fields: STARTED,
+                            fields: &[
+                                ("disk_issue_dev", "dev"),
+                                ("disk_issue_sector", "sector"),
+                                ("disk_issue_nr_sector", "nr_sector"),
+                                ("disk_issue_rwbs", "rwbs"),
+                            ],
                         }),
                     },
                     Program {
@@ -151,14 +160,6 @@ pub(crate) const PROBE: Probe = Probe {
     samples,
     other,
 };
-
-/// The records of a request's insertion and issue, which are of one class.
-const STARTED: &[(&str, &str)] = &[
-    ("disk_issue_dev", "dev"),
-    ("disk_issue_sector", "sector"),
-    ("disk_issue_nr_sector", "nr_sector"),
-    ("disk_issue_rwbs", "rwbs"),
-];
 
 const IO_DURATION: usize = 0;
 const DEVICE_DURATION: usize = 1;

@@ -288,6 +288,9 @@ int disk_issue_raw(unsigned long long *ctx)
 }
 
 /* Where the tracepoints' records have their fields; read from tracefs by the loader. */
+const volatile struct record_field disk_make_dev;
+const volatile struct record_field disk_make_sector;
+const volatile struct record_field disk_make_rwbs;
 const volatile struct record_field disk_issue_dev;
 const volatile struct record_field disk_issue_sector;
 const volatile struct record_field disk_issue_nr_sector;
@@ -305,7 +308,7 @@ struct disk_place {
 };
 
 struct disk_in_flight {
-	/* 0 while it waits in a scheduler. */
+	/* 0 while it waits. */
 	__u64 issued_ns;
 	/* Who made it. */
 	__u64 cgroup_id;
@@ -313,8 +316,8 @@ struct disk_in_flight {
 	__u64 sectors;
 };
 
-/* LRU, for what is merged into another after it was inserted never completes. What loses its
- * place to that is counted as untimed when it completes. */
+/* LRU, for a request that is merged into another never completes. What loses its place to that
+ * is counted as untimed when it completes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
@@ -344,45 +347,50 @@ static __always_inline __u32 disk_record_operation(__u64 rwbs)
 	}
 }
 
-/* Insert and issue are of one class and have the same record. */
-static __always_inline int disk_record_start(void *ctx, bool issued)
+/* A request is made, in the task that asks for the I/O: it may be a kernel thread that issues it.
+ */
+SEC("tracepoint/block/block_getrq")
+int disk_make_record(void *ctx)
+{
+	struct disk_place place = {
+		.sector = RECORD_READ(ctx, disk_make_sector),
+		.device = RECORD_READ(ctx, disk_make_dev),
+	};
+	struct disk_in_flight request = { .cgroup_id = bpf_get_current_cgroup_id() };
+	struct disk_in_flight *found;
+
+	if (disk_record_operation(RECORD_READ(ctx, disk_make_rwbs)) == DISK_OPERATIONS)
+		return 0;
+	/* Another of the same place is at the device. */
+	found = bpf_map_lookup_elem(&disk_in_flight, &place);
+	if (found && found->issued_ns)
+		return 0;
+	bpf_map_update_elem(&disk_in_flight, &place, &request, BPF_ANY);
+	return 0;
+}
+
+SEC("tracepoint/block/block_rq_issue")
+int disk_issue_record(void *ctx)
 {
 	struct disk_place place = {
 		.sector = RECORD_READ(ctx, disk_issue_sector),
 		.device = RECORD_READ(ctx, disk_issue_dev),
 	};
 	struct disk_in_flight request = {
+		.issued_ns = bpf_ktime_get_ns(),
 		.sectors = RECORD_READ(ctx, disk_issue_nr_sector),
 	};
-	struct disk_in_flight *found;
+	struct disk_in_flight *made;
 
 	if (!request.sectors ||
 	    disk_record_operation(RECORD_READ(ctx, disk_issue_rwbs)) == DISK_OPERATIONS)
 		return 0;
-	/* A kernel thread issues what waited in a scheduler or is tried again; its maker was here
-	 * before. What was inserted and never issued is no more: it was merged away. */
-	found = bpf_map_lookup_elem(&disk_in_flight, &place);
-	if (found && (issued || found->issued_ns))
-		request.cgroup_id = found->cgroup_id;
-	else
-		request.cgroup_id = bpf_get_current_cgroup_id();
-	if (issued)
-		request.issued_ns = bpf_ktime_get_ns();
+	/* Unseen where another bio was put before its first. */
+	made = bpf_map_lookup_elem(&disk_in_flight, &place);
+	request.cgroup_id = made ? made->cgroup_id : bpf_get_current_cgroup_id();
 	if (bpf_map_update_elem(&disk_in_flight, &place, &request, BPF_ANY))
 		counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
 	return 0;
-}
-
-SEC("tracepoint/block/block_rq_insert")
-int disk_insert_record(void *ctx)
-{
-	return disk_record_start(ctx, false);
-}
-
-SEC("tracepoint/block/block_rq_issue")
-int disk_issue_record(void *ctx)
-{
-	return disk_record_start(ctx, true);
 }
 
 /* Without types there are but the records: matched by device and sector, timed from the issue.
