@@ -91,9 +91,9 @@ fn assert_durations(histogram: &Histogram, count: u64, seconds: f64) {
             "{events} in ({lower}, {upper}] s instead of {seconds} s"
         );
     }
-    // The kernel counts some times in whole milliseconds; and 10 ms is what a busy machine may add.
+    // The kernel counts some times in whole milliseconds; and 20 ms is what a busy or emulated machine may add.
     let all = as_f64(count) * seconds;
-    let late = (seconds * 0.05).max(0.01);
+    let late = (seconds * 0.05).max(0.02);
     assert!(
         (all * 0.995..all + as_f64(count) * late).contains(&histogram.sum),
         "{count} times {seconds} s in {} s",
