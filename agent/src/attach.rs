@@ -16,6 +16,9 @@ use crate::{
     privileges::{self, is_before},
 };
 
+/// The hooks that have but a tracepoint's record.
+const RECORDS: &str = "tracepoint";
+
 /// The oldest kernel that Sentry is tested on; ring buffers (5.8) are its youngest need.
 const OLDEST: (u32, u32) = (5, 10);
 
@@ -98,6 +101,12 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         &read(&config.procfs.join("self/mountinfo"))?,
         io_hierarchy.as_ref().copied().unwrap_or(0),
     );
+    if let Some(file) = &config.btf
+        && probes::own_types().is_ok()
+    {
+        let file = file.display();
+        tracing::warn!("--btf {file} is not used: this kernel has types of its own");
+    }
     let v2 = mounts.iter().any(|mount| mount.hierarchy == 0);
     // Of the others only the one that disk I/O is charged in bears labels.
     let task_hierarchy = mounts.first().map(|mount| mount.hierarchy).filter(|_| !v2);
@@ -118,10 +127,19 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         .map(|installed| &mut installed.status)
     {
         match (status.probe, &io_controller_off) {
-            ("disk", Some(detail)) => status.degrade(Reason::IoControllerOff, detail),
+            ("disk", _) if status.hook == RECORDS && !v2 => status.degrade(
+                Reason::CgroupV1Only,
+                "only cgroup v1 is mounted: all I/O belongs to the root",
+            ),
+            // The records tell by the v2 cgroup of the task, whatever the controllers.
+            ("disk", Some(detail)) if status.hook != RECORDS => {
+                status.degrade(Reason::IoControllerOff, detail);
+            }
             ("tcp", _) if !v2 => status.degrade(
                 Reason::CgroupV1Only,
-                if task_hierarchy.is_some() && status.hook != "tracepoint" {
+                if status.hook == RECORDS {
+                    "only cgroup v1 is mounted, which sockets do not belong to: connects belong to the root"
+                } else if task_hierarchy.is_some() {
                     "only cgroup v1 is mounted, which sockets do not belong to: connects belong to the blkio cgroup of their task, server handshakes to the root"
                 } else {
                     "only cgroup v1 is mounted, which sockets do not belong to: all handshakes belong to the root"
@@ -135,6 +153,16 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         cgroup_events,
         mounts,
     })
+}
+
+impl AttachError {
+    /// Whether a setting is to blame, so that another attempt ends like this one.
+    pub(crate) fn is_bad_setting(&self) -> bool {
+        matches!(
+            self,
+            Self::Forced { .. } | Self::Load(LoadError::Btf { .. })
+        )
+    }
 }
 
 /// Where nothing runs and a hook was forced, the setting is what to mend, and not to wait for a

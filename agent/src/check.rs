@@ -117,7 +117,10 @@ fn none(config: &Config, error: &AttachError) -> Vec<Status> {
         AttachError::Privileges { .. } => (Verdict::Failed, Reason::NoPermission),
         AttachError::TooOld { .. } => (Verdict::Unsupported, Reason::KernelTooOld),
         AttachError::Load(LoadError::Btf { .. }) => (Verdict::Failed, Reason::NoBtf),
-        _ => (Verdict::Failed, Reason::MapError),
+        AttachError::Load(_) => (Verdict::Failed, Reason::MapError),
+        AttachError::Read { .. } | AttachError::Forced { .. } => {
+            (Verdict::Failed, Reason::AttachError)
+        }
     };
     attach::selected(config)
         .iter()

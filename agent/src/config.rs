@@ -59,6 +59,9 @@ pub(crate) struct ProbeOptions {
     pub(crate) hooks: Vec<&'static str>,
 }
 
+/// The exit code of a start with a bad setting, which another start would not mend.
+pub(crate) const BAD_SETTING: u8 = 2;
+
 /// The hook setting that leaves the choice to the agent.
 pub(crate) const HOOK_AUTO: &str = "auto";
 
@@ -142,7 +145,7 @@ impl Error {
             }
             Self::Invalid(message) => {
                 eprintln!("sentry: {message}");
-                ExitCode::from(2)
+                ExitCode::from(BAD_SETTING)
             }
         }
     }

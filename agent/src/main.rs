@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use crate::{
+    attach::AttachError,
     collect::{Collector, lock},
     config::{Command, Config, ProbeOptions},
     enrich::cgroup::{Cgroups, Mount},
@@ -70,7 +71,12 @@ fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("sentry: {error:#}");
-        ExitCode::FAILURE
+        let attach = error.downcast_ref::<AttachError>();
+        if attach.is_some_and(AttachError::is_bad_setting) {
+            ExitCode::from(config::BAD_SETTING)
+        } else {
+            ExitCode::FAILURE
+        }
     })
 }
 

@@ -15,6 +15,9 @@ use aya::{
 
 use crate::spec::{Hook, Program, Reason, Refusal, Verdict};
 
+/// The mode in force stands in brackets in `/sys/kernel/security/lockdown`.
+const CONFIDENTIAL: &str = "[confidentiality]";
+
 /// There with `CONFIG_KPROBE_EVENTS`.
 const KPROBE_PMU: &str = "/sys/bus/event_source/devices/kprobe/type";
 
@@ -25,8 +28,8 @@ pub(crate) struct Host {
     pub(crate) own_types: Result<(), String>,
     /// Whether there are any types, its own or from a file.
     pub(crate) any_types: bool,
-    /// The mode in which the kernel is locked down, if it is.
-    pub(crate) lockdown: Option<String>,
+    /// Whether the kernel is locked down in the mode confidentiality; integrity forbids nothing here.
+    pub(crate) is_confidential: bool,
     /// `kernel.perf_event_paranoid`, where it can be read.
     pub(crate) perf_event_paranoid: Option<i32>,
 }
@@ -38,9 +41,15 @@ impl Host {
         Self {
             any_types: own_types.is_ok() || types_of_file,
             own_types,
-            lockdown: lockdown.ok().and_then(|text| lockdown_mode(&text)),
+            is_confidential: lockdown.is_ok_and(|text| text.contains(CONFIDENTIAL)),
             perf_event_paranoid: paranoid.ok().and_then(|text| text.trim().parse().ok()),
         }
+    }
+
+    /// The kernel's own types turned out to be of no use.
+    pub(crate) fn lacks_types(&mut self, why: String) {
+        self.own_types = Err(why);
+        self.any_types = false;
     }
 
     /// Adds what of the host's settings is behind a refusal.
@@ -55,11 +64,11 @@ impl Host {
         // cannot be mounted.
         let unread = reason == Reason::Rejected && detail.contains("bpf_probe_read");
         let closed = denied || unread || reason == Reason::NoTracefs;
-        if let Some(mode) = self.lockdown.as_ref().filter(|_| closed) {
+        if self.is_confidential && closed {
             return Refusal {
                 verdict: Verdict::Unsupported,
                 reason: Reason::Lockdown,
-                detail: format!("{detail}; the kernel is locked down ({mode})"),
+                detail: format!("{detail}; the kernel is locked down (confidentiality)"),
             };
         }
         let perf = matches!(hook, Hook::Kprobe(_) | Hook::Tracepoint(_));
@@ -106,13 +115,6 @@ impl Host {
             _ => Ok(()),
         }
     }
-}
-
-/// The mode in force, from the text of `/sys/kernel/security/lockdown`; nothing for `none`.
-fn lockdown_mode(text: &str) -> Option<String> {
-    let (_, rest) = text.split_once('[')?;
-    let (mode, _) = rest.split_once(']')?;
-    (mode != "none").then(|| mode.to_owned())
 }
 
 fn missing(name: &str) -> Refusal {
@@ -272,7 +274,7 @@ mod tests {
         Host {
             own_types: Ok(()),
             any_types: true,
-            lockdown: lockdown_mode(lockdown),
+            is_confidential: lockdown.contains(CONFIDENTIAL),
             perf_event_paranoid: Some(perf_event_paranoid),
         }
     }
@@ -288,6 +290,7 @@ mod tests {
     #[test]
     fn settings_of_the_host_explain_refusals() {
         const OPEN: &str = "[none] integrity confidentiality\n";
+        const INTEGRITY: &str = "none [integrity] confidentiality\n";
         const CLOSED: &str = "none integrity [confidentiality]\n";
         let unread = "unknown func bpf_probe_read_kernel#113";
         let (raw, kprobe) = (Hook::RawTracepoint("x"), Hook::Kprobe("x"));
@@ -325,6 +328,13 @@ mod tests {
                     Reason::Lockdown,
                     "unknown func bpf_probe_read_kernel#113; the kernel is locked down (confidentiality)",
                 ),
+            ),
+            (
+                host(INTEGRITY, 2),
+                kprobe,
+                Reason::NoPermission,
+                "no",
+                (Reason::NoPermission, "no"),
             ),
             (
                 host(CLOSED, 3),

@@ -20,6 +20,7 @@ mod spec;
 mod tcp;
 mod wire;
 
+pub use btf::own_types;
 pub use load::{
     Installed, Kernel, LoadError, Programs, Request, RunStats, attach, enable_run_stats,
 };

@@ -293,6 +293,9 @@ impl Suite<'_> {
             "APT::Architecture=amd64".to_owned(),
             "APT::Architectures=amd64".to_owned(),
             "Acquire::Languages=none".to_owned(),
+            // Whatever the system allows.
+            "APT::Get::AllowUnauthenticated=false".to_owned(),
+            "Acquire::AllowInsecureRepositories=false".to_owned(),
             // Signatures are checked; a suite that is no longer updated is still the one that is wanted.
             "Acquire::Check-Valid-Until=false".to_owned(),
             // The user that apt would become cannot write below a home.

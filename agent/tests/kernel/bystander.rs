@@ -28,9 +28,12 @@ impl Bystanders {
         Self::watch("block/block_rq_complete", "nr_sector >= 0")
     }
 
-    /// Watches all ends of handshakes.
-    pub(crate) fn of_handshakes() -> Self {
-        Self::watch("sock/inet_sock_set_state", "oldstate == 2 || oldstate == 3")
+    /// Watches all ends of handshakes but those with a port of these.
+    pub(crate) fn of_handshakes_but(ports: impl Iterator<Item = u16>) -> Self {
+        let others = ports.map(|port| format!(" && sport != {port} && dport != {port}"));
+        let others = others.collect::<Vec<_>>().concat();
+        let filter = format!("(oldstate == 2 || oldstate == 3){others}");
+        Self::watch("sock/inet_sock_set_state", &filter)
     }
 
     /// Watches the handshakes of clients with a port.

@@ -15,8 +15,11 @@ pub(crate) const OWN: &str = "/sys/kernel/btf/vmlinux";
 /// `include/uapi/linux/btf.h`
 const MAGIC: u16 = 0xeb9f;
 
-/// Whether the kernel shows types of its own, found out without parsing them all; else why not.
-pub(crate) fn own() -> Result<(), String> {
+/// Whether the kernel shows types of its own, found out without parsing them all.
+///
+/// # Errors
+/// Why not, for a person.
+pub fn own_types() -> Result<(), String> {
     let mut magic = [0; 2];
     File::open(OWN)
         .and_then(|mut file| file.read_exact(&mut magic))

@@ -86,10 +86,16 @@ pub(crate) const PROBE: Probe = Probe {
                 note: "",
             }],
             limits: "",
-            fallback: &[Program {
-                name: "disk_issue_raw",
-                hook: Hook::RawTracepoint("block_rq_issue"),
-            }],
+            fallback: &[
+                Program {
+                    name: "disk_issue_queue_raw",
+                    hook: Hook::RawTracepoint("block_rq_issue"),
+                },
+                Program {
+                    name: "disk_issue_raw",
+                    hook: Hook::RawTracepoint("block_rq_issue"),
+                },
+            ],
         },
         Rung {
             hook: "tracepoint",
@@ -139,7 +145,7 @@ pub(crate) const PROBE: Probe = Probe {
                 of_task: false,
                 note: "",
             }],
-            limits: "the records of these tracepoints tell no creation and no owner: both durations run from the issue to the device, I/O belongs to the v2 cgroup of the task that made the request, and flushes and writes of zeroes are not counted",
+            limits: "the records of these tracepoints tell no creation and no owner: both durations run from the issue to the device, I/O belongs to the v2 cgroup of the task that made the request, flushes and writes of zeroes are not counted, and events that the kernel hid are counted as lost since 6.7 only",
             fallback: &[],
         },
     ],

@@ -278,13 +278,18 @@ int disk_issue_queue(unsigned long long *ctx)
 	return disk_issued_request(ctx[1]);
 }
 
-/* Nobody checks the arguments here: where the first is the queue, it is the second one's. */
+/* The same for raw tracepoints: one with a single argument takes no program that reads a second
+ * (__bpf_probe_register() in kernel/trace/bpf_trace.c). */
 SEC("raw_tracepoint/block_rq_issue")
 int disk_issue_raw(unsigned long long *ctx)
 {
-	struct request *second = (void *)ctx[1];
+	return disk_issued_request(ctx[0]);
+}
 
-	return disk_issued_request(BPF_CORE_READ(second, q) == (void *)ctx[0] ? ctx[1] : ctx[0]);
+SEC("raw_tracepoint/block_rq_issue")
+int disk_issue_queue_raw(unsigned long long *ctx)
+{
+	return disk_issued_request(ctx[1]);
 }
 
 /* Where the tracepoints' records have their fields; read from tracefs by the loader. */
@@ -338,7 +343,8 @@ static __always_inline __u32 disk_record_operation(__u64 rwbs)
 	case 'R':
 		return DISK_OPERATION_READ;
 	case 'W':
-		return DISK_OPERATION_WRITE;
+		/* WZ, where a kernel writes it so, is a write of zeroes; elsewhere that is N. */
+		return (rwbs >> 8 & 0xff) == 'Z' ? DISK_OPERATIONS : DISK_OPERATION_WRITE;
 	case 'D':
 		/* DE is a secure erase. */
 		return (rwbs >> 8 & 0xff) == 'E' ? DISK_OPERATION_OTHER : DISK_OPERATION_DISCARD;

@@ -489,14 +489,20 @@ int tcp_state_record(void *ctx)
 	}
 	if (newstate != TCP_ESTABLISHED && newstate != TCP_CLOSE)
 		return 0;
-	if (!tcp_end_hash(socket, &ended)) {
+	if (oldstate == TCP_SYN_RECV) {
+		/* A server's end. What is noted at this address, if anything, was another socket's
+		 * whose end the kernel hid, or a simultaneous open's. */
+		bpf_map_delete_elem(&tcp_started_hash, &socket);
 		if (newstate == TCP_ESTABLISHED)
-			counter_add(tcp_counters + TCP_COUNTER_OTHER_UNMEASURED +
-					    (oldstate == TCP_SYN_SENT ? TCP_ROLE_CLIENT
-								      : TCP_ROLE_SERVER),
+			counter_add(tcp_counters + TCP_COUNTER_OTHER_UNMEASURED + TCP_ROLE_SERVER,
 				    1);
-		else if (oldstate == TCP_SYN_SENT)
-			counter_add(tcp_counters + TCP_COUNTER_OTHER_FAILURE + TCP_REASON_OTHER, 1);
+		return 0;
+	}
+	if (!tcp_end_hash(socket, &ended)) {
+		counter_add(tcp_counters + (newstate == TCP_ESTABLISHED
+						    ? TCP_COUNTER_OTHER_UNMEASURED + TCP_ROLE_CLIENT
+						    : TCP_COUNTER_OTHER_FAILURE + TCP_REASON_OTHER),
+			    1);
 		return 0;
 	}
 	key.cgroup_id = ended.cgroup_id;
