@@ -39,7 +39,8 @@ fn build() -> Result<(), String> {
     };
     includes.push(format!("-D__TARGET_ARCH_{registers}"));
     compile(&out, &folders, &includes)?;
-    bind(&out, &folders, &includes)
+    let headers: Vec<String> = folders.iter().cloned().chain(["gpu".to_owned()]).collect();
+    bind(&out, &headers, &includes)
 }
 
 fn probe_folders(source: &Path) -> Result<Vec<String>, String> {

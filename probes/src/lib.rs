@@ -9,6 +9,7 @@
 mod btf;
 pub mod cgroup;
 mod disk;
+pub mod gpu;
 mod hook;
 mod load;
 mod pool;
@@ -33,7 +34,7 @@ pub use spec::{
 pub use wire::{series as Series, series_key as SeriesKey};
 
 /// All probes, in the order in which they are shown.
-pub const PROBES: &[&Probe] = &[&tcp::PROBE, &disk::PROBE];
+pub const PROBES: &[&Probe] = &[&tcp::PROBE, &disk::PROBE, &gpu::PROBE];
 
 /// Buckets of every histogram: [`bucket_edge_seconds`] of 0..=88 and one above all edges.
 pub const BUCKETS: usize = wire::HISTOGRAM_BUCKETS as usize;

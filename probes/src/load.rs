@@ -404,6 +404,8 @@ impl Layout {
             .probes
             .iter()
             .zip(&self.probes)
+            // Deferred ones are not in this object.
+            .filter(|((probe, _), _)| probe.deferred.is_none())
             .flat_map(|((probe, _), (histograms, counters))| {
                 [
                     (format!("{}_histograms", probe.name), u32::from(*histograms)),
@@ -529,8 +531,11 @@ impl Layout {
             .iter()
             .zip(&self.probes)
             .zip(ladders)
-            .map(|(((probe, _), (histograms, counters)), ladder)| {
-                let (status, rung) = ladder.status(probe.name);
+            .map(|(((probe, hook), (histograms, counters)), ladder)| {
+                let (mut status, rung) = ladder.status(probe.name);
+                if let Some(detail) = probe.deferred {
+                    status = Status::deferred(probe, *hook, detail);
+                }
                 Installed {
                     probe,
                     status,

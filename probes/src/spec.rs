@@ -17,6 +17,8 @@ pub struct Probe {
     pub rungs: &'static [Rung],
     /// A second hook for what the first cannot time, attached only when it is needed.
     pub fallback: Option<Fallback>,
+    /// It attaches to what processes bring along, so not at the start: what to say until then.
+    pub deferred: Option<&'static str>,
     /// Histograms of its own: the `other` cells.
     pub histograms: u16,
     /// Counters of its own.
@@ -138,6 +140,10 @@ pub enum MetricKind {
     Histogram,
     /// A sum that never falls.
     Counter,
+    /// A sum of durations that never falls, kept in nanoseconds and shown in seconds.
+    CounterSeconds,
+    /// What is there now.
+    Gauge,
 }
 
 /// One value of a series: where it is kept and under which labels it is shown.
@@ -254,6 +260,10 @@ pub enum Reason {
     CgroupV1Only,
     /// The kernel lacks what every probe needs.
     KernelTooOld,
+    /// No process uses CUDA.
+    NoCuda,
+    /// What processes map is looked for in procfs, for the kernel does not tell.
+    NoMappingEvents,
 }
 
 impl Reason {
@@ -275,6 +285,8 @@ impl Reason {
             Self::LimitedHook => "limited_hook",
             Self::CgroupV1Only => "cgroup_v1_only",
             Self::KernelTooOld => "kernel_too_old",
+            Self::NoCuda => "no_cuda",
+            Self::NoMappingEvents => "no_mapping_events",
         }
     }
 }
@@ -339,6 +351,21 @@ impl Status {
         };
         status.add_detail(variant.note);
         status
+    }
+
+    /// What it would attach to is not there yet.
+    pub(crate) fn deferred(probe: &Probe, forced: Option<&str>, detail: &str) -> Self {
+        let mut rungs = probe.rungs.iter().map(|rung| rung.hook);
+        Self {
+            probe: probe.name,
+            hook: rungs
+                .find(|hook| forced.is_none_or(|forced| forced == *hook))
+                .unwrap_or_default(),
+            verdict: Verdict::Unsupported,
+            reason: Reason::NoCuda,
+            detail: detail.to_owned(),
+            passed_over: Vec::new(),
+        }
     }
 
     /// No hook is in use. The verdict is that of the first refusal that is not the kernel's own

@@ -114,6 +114,7 @@ pub(crate) const PROBE: Probe = Probe {
         },
     ],
     fallback: None,
+    deferred: None,
     histograms: ROLES.len() as u16,
     counters: TCP_COUNTERS as u16,
     own: &[

@@ -1,0 +1,292 @@
+//! How well the host keeps its GPUs fed, seen from the calls of CUDA programs.
+//!
+//! There is nothing to attach to at the start: CUDA is a library, so a [`Follower`] looks for the
+//! processes that map it, attaches to each file once, and lets go when its last user is gone.
+//! What the programs count is read through [`Gpu`].
+
+use std::{borrow::Cow, io, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::{
+    Histogram, Metric, MetricKind, Probe, RunStats, Rung, Status, Workload, wire::GPU_PROBE,
+};
+
+pub(crate) const PROBE: Probe = Probe {
+    name: "gpu",
+    summary: "CUDA: how long GPUs wait for their host, launches, synchronisation, copies, memory",
+    number: GPU_PROBE as u8,
+    metrics: &[
+        Metric {
+            name: "sentry_gpu_launches_total",
+            help: "Kernels and graphs launched",
+            kind: MetricKind::Counter,
+            labels: &["process", "api"],
+            source: "entry of cudaLaunchKernel, cudaGraphLaunch and their kin",
+        },
+        Metric {
+            name: "sentry_gpu_starved_seconds_total",
+            help: "Time in which a device certainly had nothing of this process to do: the first second of each gap, the running one included",
+            kind: MetricKind::CounterSeconds,
+            labels: &["process", "device"],
+            source: "from the return of a call that proves completion to the entry of the next call that enqueues",
+        },
+        Metric {
+            name: "sentry_gpu_idle_seconds_total",
+            help: "The rest of gaps that are longer than a second",
+            kind: MetricKind::CounterSeconds,
+            labels: &["process", "device"],
+            source: "as for sentry_gpu_starved_seconds_total",
+        },
+        Metric {
+            name: "sentry_gpu_starvation_gap_seconds",
+            help: "Length of the gaps that the next enqueue has ended",
+            kind: MetricKind::Histogram,
+            labels: &["process", "device"],
+            source: "as for sentry_gpu_starved_seconds_total",
+        },
+        Metric {
+            name: "sentry_gpu_sync_wait_seconds_total",
+            help: "Time that threads spent in calls that wait for a device",
+            kind: MetricKind::CounterSeconds,
+            labels: &["process", "call"],
+            source: "entry to return of cudaDeviceSynchronize, cudaStreamSynchronize, cudaEventSynchronize, cudaMemcpy and their kin",
+        },
+        Metric {
+            name: "sentry_gpu_syncs_total",
+            help: "Calls that wait for a device or ask whether it is done; waited tells those that took 20 us or more",
+            kind: MetricKind::Counter,
+            labels: &["process", "call", "waited"],
+            source: "return of the same and of cudaStreamQuery and cudaEventQuery",
+        },
+        Metric {
+            name: "sentry_gpu_memcpy_bytes_total",
+            help: "Bytes that copies were asked to move",
+            kind: MetricKind::Counter,
+            labels: &["process", "kind"],
+            source: "entry of cudaMemcpyAsync, cudaMemcpy and their kin",
+        },
+        Metric {
+            name: "sentry_gpu_allocated_bytes",
+            help: "Device memory that live processes have asked for and not freed",
+            kind: MetricKind::Gauge,
+            labels: &["process"],
+            source: "return of cudaMalloc, cudaFree and their kin",
+        },
+        Metric {
+            name: "sentry_gpu_errors_total",
+            help: "Failed calls, of those that are seen to return",
+            kind: MetricKind::Counter,
+            labels: &["process", "call", "code"],
+            source: "the value that the call returned",
+        },
+        Metric {
+            name: "sentry_gpu_processes",
+            help: "Live processes that have called CUDA",
+            kind: MetricKind::Gauge,
+            labels: &["process"],
+            source: "first call, and sched_process_exit",
+        },
+    ],
+    rungs: &[
+        Rung {
+            hook: "uprobe_multi",
+            variants: &[],
+            limits: "",
+            fallback: &[],
+        },
+        Rung {
+            hook: "uprobe_cookie",
+            variants: &[],
+            limits: "",
+            fallback: &[],
+        },
+        Rung {
+            hook: "uprobe",
+            variants: &[],
+            limits: "",
+            fallback: &[],
+        },
+    ],
+    fallback: None,
+    deferred: Some("no process maps libcudart or libcuda"),
+    histograms: 0,
+    counters: 0,
+    own: &[],
+    samples: |_, _| Vec::new(),
+    other: |_, _| Vec::new(),
+};
+
+/// What a process has done, as it was at one moment.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Its number in the table.
+    pub slot: u16,
+    /// How often that number has been given out before: with it, the process is named for good.
+    pub generation: u32,
+    /// Its id on the host; 0 for the sum of those that found no place.
+    pub tgid: u32,
+    /// Whether this is that sum.
+    pub other: bool,
+    /// Whose it is.
+    pub workload: Workload,
+    /// Its command name.
+    pub command: String,
+    /// It is gone: these are its last values, and [`Gpu::recycle`] gives its number out again.
+    pub exited: bool,
+    /// Its values.
+    pub readings: Vec<Reading>,
+}
+
+/// A value of a process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// Index into [`Probe::metrics`].
+    pub metric: usize,
+    /// The CUDA ordinal, where the metric is by device.
+    pub device: Option<u32>,
+    /// Labels besides workload, process and device.
+    pub labels: Vec<(&'static str, Cow<'static, str>)>,
+    /// The value since the process began.
+    pub value: ReadingValue,
+}
+
+/// How a value counts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ReadingValue {
+    /// Events or bytes; never falls within a generation.
+    Counter(u64),
+    /// Nanoseconds; never falls within a generation.
+    CounterNs(u64),
+    /// Falls and rises.
+    Gauge(u64),
+    /// Durations.
+    Histogram(Box<Histogram>),
+}
+
+/// A file with CUDA functions that some process maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Library {
+    /// Its path as its first user sees it.
+    pub path: PathBuf,
+    /// As its name has it: `12.8.90`; empty where it has none.
+    pub version: String,
+    /// The functions that it has of those that are wanted.
+    pub found: Vec<String>,
+    /// Those that are hooked.
+    pub hooked: Vec<String>,
+    /// Hooked functions whose first instruction the kernel has to step through: some 10 us a call.
+    pub single_stepped: Vec<String>,
+    /// Processes that map it.
+    pub users: Vec<u32>,
+    /// Why nothing, or not all, of it is hooked; empty where all is.
+    pub error: String,
+}
+
+/// A call on the table of processes failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} the table of CUDA processes: {source}")]
+pub struct GpuError {
+    action: &'static str,
+    source: io::Error,
+}
+
+/// What the probe has found and counted. Reading makes no syscall per process.
+#[derive(Debug)]
+pub struct Gpu {}
+
+impl Gpu {
+    /// The verdict of the moment.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        unimplemented!()
+    }
+
+    /// Gives every process that has a place, the sum of the others included if there is any.
+    pub fn read(&self, each: &mut dyn FnMut(Process)) {
+        let _ = each;
+    }
+
+    /// Gives the number of an exited process out again. Its values are gone afterwards.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn recycle(&self, process: &Process) -> Result<(), GpuError> {
+        let _ = process;
+        Ok(())
+    }
+
+    /// Files that could not be attached to, by reason.
+    #[must_use]
+    pub fn attach_errors(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    /// Calls that found no place for their thread, stream, event or memory, over all processes
+    /// there ever were.
+    #[must_use]
+    pub fn untracked(&self) -> u64 {
+        0
+    }
+
+    /// Calls of processes that found no place in the table: they are counted under `other`.
+    #[must_use]
+    pub fn overflow(&self) -> u64 {
+        0
+    }
+
+    /// Places in the table of processes: in use, and all.
+    #[must_use]
+    pub fn processes(&self) -> (u64, u64) {
+        (0, 0)
+    }
+
+    /// Kernel memory of each map in bytes; none before CUDA has been seen.
+    #[must_use]
+    pub fn map_memory_bytes(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    /// As [`crate::Programs::run_stats`].
+    #[must_use]
+    pub fn run_stats(&self) -> Vec<RunStats> {
+        Vec::new()
+    }
+
+    /// The files with CUDA functions that are mapped now.
+    #[must_use]
+    pub fn libraries(&self) -> Vec<Library> {
+        Vec::new()
+    }
+}
+
+/// Looks for CUDA and attaches to it. Its calls need the capabilities of [`crate::attach()`].
+#[derive(Debug)]
+pub struct Follower {
+    gpu: Arc<Gpu>,
+}
+
+impl Follower {
+    /// Begins to watch what processes map, and looks through those that run. What cannot be
+    /// watched is polled for, and said in the verdict. `hook` forces one.
+    #[must_use]
+    pub fn start(procfs: PathBuf, hook: Option<&str>) -> Self {
+        let _ = (procfs, hook);
+        Self {
+            gpu: Arc::new(Gpu {}),
+        }
+    }
+
+    /// What it finds.
+    #[must_use]
+    pub fn gpu(&self) -> Arc<Gpu> {
+        Arc::clone(&self.gpu)
+    }
+
+    /// Waits for news, for that long at most, and takes them in.
+    ///
+    /// # Errors
+    /// When waiting fails, which it never should.
+    pub fn follow(&mut self, timeout: Duration) -> io::Result<()> {
+        std::thread::sleep(timeout);
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* What the gpu probe's programs and their reader share. */
+#pragma once
+
+#include "histogram.h"
+#include "series.h"
+
+#define GPU_PROBE 3
+
+/* Processes that have state at the same time; number 0 takes the counts of all others. */
+#define GPU_PROCESSES 64
+/* Devices of a process, by their CUDA ordinal. */
+#define GPU_DEVICES 8
+/* Streams of a process; the last one stands for all that found no place. */
+#define GPU_STREAMS 32
+/* Kinds of errors of a process; the last one takes those that found no place. */
+#define GPU_ERRORS 16
+/* Streams that wait for one. */
+#define GPU_EDGES 4
+
+/* Gaps count as starved up to this, the rest as idle. */
+#define GPU_STARVED_MAX_NS 1000000000ULL
+/* A synchronising call that took as long has waited: with nothing to wait for they take 1 to
+ * 10 us. */
+#define GPU_WAITED_NS 20000
+/* A call of one thread is certain to have enqueued its work this long after its entry, for a
+ * call of another thread that proves completion. */
+#define GPU_ENQUEUED_NS 20000
+
+/* What is enqueued. */
+enum gpu_api {
+	GPU_API_KERNEL,
+	GPU_API_GRAPH,
+	GPU_APIS,
+};
+
+/* Calls that are seen to return. */
+enum gpu_call {
+	GPU_CALL_DEVICE_SYNCHRONIZE,
+	GPU_CALL_STREAM_SYNCHRONIZE,
+	GPU_CALL_EVENT_SYNCHRONIZE,
+	GPU_CALL_MEMCPY,
+	/* Up to here they wait. */
+	GPU_WAITS,
+	GPU_CALL_STREAM_QUERY = GPU_WAITS,
+	GPU_CALL_EVENT_QUERY,
+	/* Up to here they prove completion. */
+	GPU_SYNCS,
+	GPU_CALL_MALLOC = GPU_SYNCS,
+	GPU_CALL_FREE,
+	GPU_CALL_SET_DEVICE,
+	GPU_CALL_STREAM_CAPTURE,
+	GPU_CALLS,
+};
+
+/* Directions of copies: enum cudaMemcpyKind. */
+enum gpu_copy {
+	GPU_COPY_HOST_TO_HOST,
+	GPU_COPY_HOST_TO_DEVICE,
+	GPU_COPY_DEVICE_TO_HOST,
+	GPU_COPY_DEVICE_TO_DEVICE,
+	GPU_COPY_DEFAULT,
+	GPU_COPIES,
+};
+
+enum gpu_state {
+	GPU_STATE_FREE,
+	GPU_STATE_LIVE,
+	/* The process is gone; the agent reads its last values and frees it. */
+	GPU_STATE_EXITED,
+	/* Number 0. */
+	GPU_STATE_OTHER,
+};
+
+struct gpu_error {
+	/* enum gpu_call, and the number that the call returned. */
+	__u32 call;
+	__u32 code;
+	__u64 count;
+};
+
+struct gpu_device {
+	/* Gaps that an enqueue ended. */
+	struct histogram gaps;
+	__u64 starved_ns;
+	__u64 idle_ns;
+	/* When the running gap began (CLOCK_MONOTONIC); 0 while there is none. */
+	__u64 gap_start_ns;
+};
+
+/* "Once `stream` is drained up to `wait_ns`, this one is drained up to `record_ns`": what
+ * cudaStreamWaitEvent makes of an event. */
+struct gpu_edge {
+	__u64 wait_ns;
+	__u64 record_ns;
+	__u64 stream;
+};
+
+/* Pending while last_ns > drained_ns. */
+struct gpu_stream {
+	/* Entry of the last call that enqueued something. */
+	__u64 last_ns;
+	/* All that was enqueued up to then is known to be complete. */
+	__u64 drained_ns;
+	/* Thread of the last enqueue. */
+	__u32 last_tid;
+	__u16 device;
+	/* The number of the stream whose capture it takes part in, and one; 0 while it takes
+	 * part in none. */
+	__u16 capture;
+	struct gpu_edge edges[GPU_EDGES];
+};
+
+struct gpu_process {
+	/* enum gpu_state */
+	__u32 state;
+	/* How often the number has been given out before. */
+	__u32 generation;
+	__u32 tgid;
+	__u32 stream_count;
+	__u64 cgroup_id;
+	char comm[16];
+	__u64 launches[GPU_APIS];
+	__u64 copy_bytes[GPU_COPIES];
+	__u64 syncs[GPU_SYNCS][2];
+	__u64 sync_wait_ns[GPU_WAITS];
+	__u64 allocated_bytes;
+	/* Calls whose thread, stream, event or memory found no place or was never seen. */
+	__u64 untracked;
+	/* Only so that each enqueue has an atomic operation, which orders it. */
+	__u64 enqueues;
+	/* The driver's context in use, and whether there was another. */
+	__u64 context;
+	__u64 contexts;
+	__u64 handles[GPU_STREAMS];
+	struct gpu_stream streams[GPU_STREAMS];
+	struct gpu_error errors[GPU_ERRORS];
+	struct gpu_device devices[GPU_DEVICES];
+};
