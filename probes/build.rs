@@ -2,13 +2,17 @@
 //! both sides share.
 //!
 //! Each folder of `src/` with a `probe.bpf.c` is a probe. All of them go into one object,
-//! so that they share their maps and the kernel's BTF is read once.
+//! so that they share their maps and the kernel's BTF is read once; but for those that are loaded
+//! when they are needed.
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, exit},
 };
+
+/// Folders whose programs are an object of their own.
+const APART: [&str; 1] = ["gpu"];
 
 fn main() {
     if let Err(message) = build() {
@@ -38,9 +42,15 @@ fn build() -> Result<(), String> {
         }
     };
     includes.push(format!("-D__TARGET_ARCH_{registers}"));
-    compile(&out, &folders, &includes)?;
-    let headers: Vec<String> = folders.iter().cloned().chain(["gpu".to_owned()]).collect();
-    bind(&out, &headers, &includes)
+    let (apart, together): (Vec<String>, Vec<String>) = folders
+        .iter()
+        .cloned()
+        .partition(|folder| APART.contains(&folder.as_str()));
+    compile(&out, "probes", &together, &includes)?;
+    for folder in apart {
+        compile(&out, &folder, std::slice::from_ref(&folder), &includes)?;
+    }
+    bind(&out, &folders, &includes)
 }
 
 fn probe_folders(source: &Path) -> Result<Vec<String>, String> {
@@ -72,8 +82,13 @@ fn include_all(
     Ok(path)
 }
 
-fn compile(out: &Path, folders: &[String], includes: &[String]) -> Result<(), String> {
-    let source = include_all(out, "probes.bpf.c", "", folders, "probe.bpf.c")?;
+fn compile(
+    out: &Path,
+    object: &str,
+    folders: &[String],
+    includes: &[String],
+) -> Result<(), String> {
+    let source = include_all(out, &format!("{object}.bpf.c"), "", folders, "probe.bpf.c")?;
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
     // v3 has 32-bit registers and jumps, which 5.10 runs; its atomics that return a
     // value need 5.12, so a program with one has a variant without.
@@ -83,7 +98,7 @@ fn compile(out: &Path, folders: &[String], includes: &[String]) -> Result<(), St
         .arg("-c")
         .arg(&source)
         .arg("-o")
-        .arg(out.join("probes.bpf.o"))
+        .arg(out.join(format!("{object}.bpf.o")))
         .output()
         .map_err(|error| {
             format!("{clang} cannot be run ({error}): the eBPF programs need it; install the package clang")

@@ -678,20 +678,25 @@ impl Programs {
             .iter()
             .filter_map(|name| {
                 let fd = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
-                let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-                let value = |key: &str| -> Option<u64> {
-                    text.lines()
-                        .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
-                };
-                Some(RunStats {
-                    program: (*name).to_owned(),
-                    runs: value("run_cnt:")?,
-                    run_time_ns: value("run_time_ns:")?,
-                    misses: value("recursion_misses:").unwrap_or(0),
-                })
+                run_stats_of(name, fd)
             })
             .collect()
     }
+}
+
+/// What `fdinfo` of a program's descriptor says of its runs.
+pub(crate) fn run_stats_of(name: &str, fd: i32) -> Option<RunStats> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let value = |key: &str| -> Option<u64> {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+    };
+    Some(RunStats {
+        program: name.to_owned(),
+        runs: value("run_cnt:")?,
+        run_time_ns: value("run_time_ns:")?,
+        misses: value("recursion_misses:").unwrap_or(0),
+    })
 }
 
 fn object_error(error: impl std::error::Error) -> LoadError {

@@ -39,7 +39,7 @@ pub struct PoolError {
 /// A `BPF_F_MMAPABLE` array, mapped read-only. The kernel writes to it at any time, so it is
 /// only ever read through atomics.
 #[derive(Debug)]
-struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<u8>,
     bytes: NonZeroUsize,
 }
@@ -50,7 +50,11 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(pool: &'static str, fd: BorrowedFd<'_>, bytes: usize) -> Result<Self, PoolError> {
+    pub(crate) fn new(
+        pool: &'static str,
+        fd: BorrowedFd<'_>,
+        bytes: usize,
+    ) -> Result<Self, PoolError> {
         let error = |source| PoolError { pool, source };
         let bytes = NonZeroUsize::new(bytes)
             .ok_or_else(|| error(std::io::ErrorKind::InvalidInput.into()))?;
@@ -74,7 +78,9 @@ impl Mapping {
         Ok(Self { start, bytes })
     }
 
-    fn word<T>(&self, offset: usize) -> &T {
+    /// # Panics
+    /// Outside of the mapping.
+    pub(crate) fn word<T>(&self, offset: usize) -> &T {
         assert!(
             offset + size_of::<T>() <= self.bytes.get() && offset.is_multiple_of(align_of::<T>()),
             "offset {offset} lies outside the pool"

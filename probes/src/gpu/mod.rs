@@ -4,11 +4,39 @@
 //! processes that map it, attaches to each file once, and lets go when its last user is gone.
 //! What the programs count is read through [`Gpu`].
 
-use std::{borrow::Cow, io, path::PathBuf, sync::Arc, time::Duration};
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "numbers of the wire header and of system calls are far below what they are cast to"
+)]
+
+mod elf;
+mod file;
+mod follower;
+mod functions;
+mod mappings;
+mod maps;
+mod programs;
+mod table;
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+pub use follower::Follower;
 
 use crate::{
-    Histogram, Metric, MetricKind, Probe, RunStats, Rung, Status, Workload, wire::GPU_PROBE,
+    Histogram, Metric, MetricKind, PassedOver, Probe, Reason, RunStats, Rung, Status, Verdict,
+    Workload,
+    wire::{GPU_PROBE, GPU_PROCESSES},
 };
+use programs::Means;
+use table::Table;
 
 pub(crate) const PROBE: Probe = Probe {
     name: "gpu",
@@ -163,7 +191,7 @@ pub enum ReadingValue {
 }
 
 /// A file with CUDA functions that some process maps.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Library {
     /// Its path as its first user sees it.
     pub path: PathBuf,
@@ -189,20 +217,100 @@ pub struct GpuError {
     source: io::Error,
 }
 
+/// What is found, as it changes.
+#[derive(Debug, Default)]
+struct State {
+    /// How programs were attached, once any were.
+    attached: Option<Means>,
+    /// The better means.
+    passed_over: Vec<PassedOver>,
+    /// Whether any are now.
+    in_use: bool,
+    libraries: Vec<Library>,
+    /// Why new mappings have to be polled for.
+    unwatched: Option<String>,
+    errors: BTreeMap<&'static str, u64>,
+    /// The last of them.
+    error: String,
+}
+
 /// What the probe has found and counted. Reading makes no syscall per process.
 #[derive(Debug)]
-pub struct Gpu {}
+pub struct Gpu {
+    forced: Option<String>,
+    state: Mutex<State>,
+    table: OnceLock<Table>,
+}
 
 impl Gpu {
-    /// The verdict of the moment.
+    fn new(forced: Option<&str>) -> Self {
+        Self {
+            forced: forced.map(str::to_owned),
+            state: Mutex::default(),
+            table: OnceLock::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+    }
+
+    /// Counts a file, or a call, that failed, and keeps why.
+    fn failed(&self, reason: &'static str, detail: impl FnOnce() -> String) {
+        let mut state = self.state();
+        *state.errors.entry(reason).or_default() += 1;
+        state.error = detail();
+    }
+
+    /// The verdict of the moment. Once attached it stays so: programs come and go.
     #[must_use]
     pub fn status(&self) -> Status {
-        unimplemented!()
+        let state = self.state();
+        let deferred = PROBE.deferred.unwrap_or_default();
+        let mut status = Status::deferred(&PROBE, self.forced.as_deref(), deferred);
+        if let Some(means) = state.attached {
+            status.hook = means.hook();
+            status.verdict = Verdict::Attached;
+            status.reason = Reason::Ok;
+            status.detail = if state.in_use {
+                String::new()
+            } else {
+                format!("{deferred} now")
+            };
+            status.passed_over.clone_from(&state.passed_over);
+        } else if state
+            .libraries
+            .iter()
+            .any(|library| !library.error.is_empty())
+        {
+            status.verdict = Verdict::Failed;
+            status.reason = if state.errors.contains_key("permission") {
+                Reason::NoPermission
+            } else {
+                Reason::AttachError
+            };
+            status.detail.clone_from(&state.error);
+        }
+        if let Some(why) = &state.unwatched {
+            let detail = format!("new processes are looked for every 5 s, for {why}");
+            if status.verdict.is_up() {
+                status.degrade(Reason::NoMappingEvents, &detail);
+            } else {
+                status.detail = format!("{}; {detail}", status.detail);
+            }
+        }
+        status
     }
 
     /// Gives every process that has a place, the sum of the others included if there is any.
     pub fn read(&self, each: &mut dyn FnMut(Process)) {
-        let _ = each;
+        if let Some(table) = self.table.get() {
+            table.read(each);
+        }
     }
 
     /// Gives the number of an exited process out again. Its values are gone afterwards.
@@ -210,83 +318,56 @@ impl Gpu {
     /// # Errors
     /// When the kernel refuses.
     pub fn recycle(&self, process: &Process) -> Result<(), GpuError> {
-        let _ = process;
-        Ok(())
+        self.table
+            .get()
+            .map_or(Ok(()), |table| table.recycle(process))
     }
 
     /// Files that could not be attached to, by reason.
     #[must_use]
     pub fn attach_errors(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+        let state = self.state();
+        state.errors.iter().map(|(why, n)| (*why, *n)).collect()
     }
 
     /// Calls that found no place for their thread, stream, event or memory, over all processes
     /// there ever were.
     #[must_use]
     pub fn untracked(&self) -> u64 {
-        0
+        self.table.get().map_or(0, Table::untracked)
     }
 
     /// Calls of processes that found no place in the table: they are counted under `other`.
     #[must_use]
     pub fn overflow(&self) -> u64 {
-        0
+        self.table.get().map_or(0, Table::overflow)
     }
 
     /// Places in the table of processes: in use, and all.
     #[must_use]
     pub fn processes(&self) -> (u64, u64) {
-        (0, 0)
+        self.table
+            .get()
+            .map_or((0, u64::from(GPU_PROCESSES - 1)), Table::processes)
     }
 
     /// Kernel memory of each map in bytes; none before CUDA has been seen.
     #[must_use]
     pub fn map_memory_bytes(&self) -> Vec<(String, u64)> {
-        Vec::new()
+        let table = self.table.get();
+        table.map_or_else(Vec::new, |table| table.map_memory_bytes.clone())
     }
 
     /// As [`crate::Programs::run_stats`].
     #[must_use]
     pub fn run_stats(&self) -> Vec<RunStats> {
-        Vec::new()
+        let table = self.table.get();
+        table.map_or_else(Vec::new, |table| table.programs().run_stats())
     }
 
     /// The files with CUDA functions that are mapped now.
     #[must_use]
     pub fn libraries(&self) -> Vec<Library> {
-        Vec::new()
-    }
-}
-
-/// Looks for CUDA and attaches to it. Its calls need the capabilities of [`crate::attach()`].
-#[derive(Debug)]
-pub struct Follower {
-    gpu: Arc<Gpu>,
-}
-
-impl Follower {
-    /// Begins to watch what processes map, and looks through those that run. What cannot be
-    /// watched is polled for, and said in the verdict. `hook` forces one.
-    #[must_use]
-    pub fn start(procfs: PathBuf, hook: Option<&str>) -> Self {
-        let _ = (procfs, hook);
-        Self {
-            gpu: Arc::new(Gpu {}),
-        }
-    }
-
-    /// What it finds.
-    #[must_use]
-    pub fn gpu(&self) -> Arc<Gpu> {
-        Arc::clone(&self.gpu)
-    }
-
-    /// Waits for news, for that long at most, and takes them in.
-    ///
-    /// # Errors
-    /// When waiting fails, which it never should.
-    pub fn follow(&mut self, timeout: Duration) -> io::Result<()> {
-        std::thread::sleep(timeout);
-        Ok(())
+        self.state().libraries.clone()
     }
 }

@@ -15,8 +15,8 @@
 #define GPU_STREAMS 32
 /* Kinds of errors of a process; the last one takes those that found no place. */
 #define GPU_ERRORS 16
-/* Streams that wait for one. */
-#define GPU_EDGES 4
+/* Pairs of streams of a process of which one waits for the other. */
+#define GPU_EDGES 16
 
 /* Gaps count as starved up to this, the rest as idle. */
 #define GPU_STARVED_MAX_NS 1000000000ULL
@@ -27,7 +27,7 @@
  * call of another thread that proves completion. */
 #define GPU_ENQUEUED_NS 20000
 
-/* What is enqueued. */
+/* What is enqueued, as far as it is counted; GPU_APIS stands for all else. */
 enum gpu_api {
 	GPU_API_KERNEL,
 	GPU_API_GRAPH,
@@ -63,6 +63,35 @@ enum gpu_copy {
 	GPU_COPIES,
 };
 
+/* What gpu_order() sees. */
+enum gpu_order {
+	GPU_ORDER_RECORD,
+	GPU_ORDER_WAIT,
+	GPU_ORDER_EVENT_DESTROY,
+	GPU_ORDER_STREAM_DESTROY,
+	GPU_ORDER_CONTEXT,
+};
+
+/* The cookie of an attachment, below 2^31: what the function does, and which of its arguments is
+ * which, counted from 1, 0 for none. */
+#define GPU_COOKIE_WHAT(cookie) ((cookie)&15)
+#define GPU_COOKIE_STREAM(cookie) ((cookie) >> 4 & 15)
+#define GPU_COOKIE_SIZE(cookie) ((cookie) >> 8 & 15)
+/* The argument that tells the direction of a copy. */
+#define GPU_COOKIE_KIND(cookie) ((cookie) >> 12 & 15)
+/* The direction where no argument tells it; of a capture, whether it ends. */
+#define GPU_COOKIE_COPY(cookie) ((cookie) >> 16 & 7)
+/* Stream 0 is the thread's own. */
+#define GPU_COOKIE_PER_THREAD (1U << 20)
+/* A function of the driver, which the runtime calls as well. */
+#define GPU_COOKIE_DRIVER (1U << 21)
+/* The size is a product of two arguments that follow each other. */
+#define GPU_COOKIE_AREA (1U << 22)
+/* So that no cookie is 0. */
+#define GPU_COOKIE_VALID (1U << 23)
+/* In place of an argument's number: in the structure that the first one points to. */
+#define GPU_STREAM_OF_CONFIG 15
+
 enum gpu_state {
 	GPU_STATE_FREE,
 	GPU_STATE_LIVE,
@@ -88,12 +117,14 @@ struct gpu_device {
 	__u64 gap_start_ns;
 };
 
-/* "Once `stream` is drained up to `wait_ns`, this one is drained up to `record_ns`": what
+/* "Once `waiter` is drained up to `wait_ns`, `source` is drained up to `record_ns`": what
  * cudaStreamWaitEvent makes of an event. */
 struct gpu_edge {
+	/* 0 for none. */
 	__u64 wait_ns;
 	__u64 record_ns;
-	__u64 stream;
+	__u32 source;
+	__u32 waiter;
 };
 
 /* Pending while last_ns > drained_ns. */
@@ -108,7 +139,6 @@ struct gpu_stream {
 	/* The number of the stream whose capture it takes part in, and one; 0 while it takes
 	 * part in none. */
 	__u16 capture;
-	struct gpu_edge edges[GPU_EDGES];
 };
 
 struct gpu_process {
@@ -117,7 +147,8 @@ struct gpu_process {
 	/* How often the number has been given out before. */
 	__u32 generation;
 	__u32 tgid;
-	__u32 stream_count;
+	/* Whether there has ever been an edge. */
+	__u32 has_edges;
 	__u64 cgroup_id;
 	char comm[16];
 	__u64 launches[GPU_APIS];
@@ -134,6 +165,14 @@ struct gpu_process {
 	__u64 contexts;
 	__u64 handles[GPU_STREAMS];
 	struct gpu_stream streams[GPU_STREAMS];
+	struct gpu_edge edges[GPU_EDGES];
 	struct gpu_error errors[GPU_ERRORS];
 	struct gpu_device devices[GPU_DEVICES];
+};
+
+/* A handle of a process: an event, or memory. */
+struct gpu_handle {
+	__u64 handle;
+	__u32 slot;
+	__u32 generation;
 };

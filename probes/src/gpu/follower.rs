@@ -1,0 +1,452 @@
+//! Finds the files with CUDA functions that processes map, and attaches to each once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    ffi::OsStr,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Gpu, Library,
+    elf::{Elf, ElfError, Tables},
+    file::{self, FileId, open_mapped},
+    functions,
+    mappings::Watch,
+    maps::{self, Mapping},
+    programs::{Attachment, Means, Place, Programs, Refused},
+    table::Table,
+};
+use crate::{PassedOver, Reason, Refusal, Verdict};
+
+/// How often the users of a file are looked up again: its last one may be gone, or have unmapped it.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// How often procfs is looked through where the kernel does not tell of new mappings.
+const POLL: Duration = Duration::from_secs(5);
+
+/// Files known to have nothing to do with CUDA, before they are forgotten: some 150 kB.
+const KNOWN_MAX: usize = 4096;
+
+/// A file's names on its disk: device, inode and what tells apart those that had the inode one
+/// after the other.
+type OnDisk = ((u32, u32), u64, u64);
+
+/// A file with CUDA functions.
+#[derive(Debug)]
+struct Used {
+    library: Library,
+    /// `None` where it could not be attached to; it is not tried again.
+    attachment: Option<Attachment>,
+    /// As the mappings of its users name it.
+    on_disk: BTreeSet<((u32, u32), u64)>,
+    users: BTreeSet<u32>,
+}
+
+/// Why a file was not attached to: the label and a sentence.
+struct Failure {
+    reason: &'static str,
+    detail: String,
+}
+
+/// Looks for CUDA and attaches to it. Its calls need the capabilities of [`crate::attach()`], and
+/// what it takes to look at other processes.
+#[derive(Debug)]
+pub struct Follower {
+    gpu: Arc<Gpu>,
+    procfs: PathBuf,
+    forced: Option<Means>,
+    watch: Option<Watch>,
+    used: BTreeMap<FileId, Used>,
+    known: HashSet<OnDisk>,
+    scanned: Option<Instant>,
+    swept: Instant,
+}
+
+impl Follower {
+    /// Begins to watch what processes map. What cannot be watched is polled for, and said in the
+    /// verdict. `hook` forces one.
+    #[must_use]
+    pub fn start(procfs: PathBuf, hook: Option<&str>) -> Self {
+        let gpu = Gpu::new(hook);
+        let watch = Watch::open().inspect_err(|error| {
+            gpu.change(|state| state.unwatched = Some(error.to_string()));
+        });
+        Self {
+            gpu: Arc::new(gpu),
+            procfs,
+            forced: Means::ALL
+                .into_iter()
+                .find(|means| Some(means.hook()) == hook),
+            watch: watch.ok(),
+            used: BTreeMap::new(),
+            known: HashSet::new(),
+            scanned: None,
+            swept: Instant::now(),
+        }
+    }
+
+    /// What it finds.
+    #[must_use]
+    pub fn gpu(&self) -> Arc<Gpu> {
+        Arc::clone(&self.gpu)
+    }
+
+    /// Takes in what is new; the first call looks through all processes. Waits for news, for that
+    /// long at most.
+    ///
+    /// # Errors
+    /// When waiting fails, which it never should.
+    pub fn follow(&mut self, timeout: Duration) -> io::Result<()> {
+        if self.scanned.is_none() {
+            self.scan();
+            return Ok(());
+        }
+        let Some(watch) = &mut self.watch else {
+            std::thread::sleep(timeout.min(POLL));
+            if self.scanned.is_none_or(|scanned| scanned.elapsed() >= POLL) {
+                self.scan();
+            }
+            return Ok(());
+        };
+        let mut new = Vec::new();
+        let mut lost = 0;
+        if watch.wait(timeout.min(SWEEP))? {
+            lost = watch.take(&mut |mapping| new.push(mapping));
+        }
+        for mapping in new {
+            let on_disk = (mapping.device, mapping.inode, mapping.generation);
+            // A process that is not in this process' view cannot be looked at.
+            if mapping.pid != 0 && !self.known.contains(&on_disk) {
+                let pid = mapping.pid;
+                self.look(pid, &mapping.mapping(), Some(on_disk));
+            }
+        }
+        if lost > 0 {
+            self.scan();
+        }
+        if self.swept.elapsed() >= SWEEP {
+            self.swept = Instant::now();
+            self.sweep();
+        }
+        Ok(())
+    }
+
+    /// Looks at what all processes map.
+    fn scan(&mut self) {
+        let mut seen = HashSet::new();
+        for pid in processes(&self.procfs) {
+            for mapping in executable_mappings(&self.procfs, pid) {
+                let file = (mapping.device, mapping.inode);
+                let is_cuda = self.uses(file).is_some();
+                if seen.insert(file) || is_cuda {
+                    let found = self.look(pid, &mapping, None);
+                    // Others that map it count as users too.
+                    if found {
+                        seen.remove(&file);
+                    }
+                }
+            }
+        }
+        self.scanned = Some(Instant::now());
+        self.sweep();
+    }
+
+    /// The file with CUDA functions that mappings name so.
+    fn uses(&self, file: ((u32, u32), u64)) -> Option<FileId> {
+        self.used
+            .iter()
+            .find(|(_, used)| used.on_disk.contains(&file))
+            .map(|(id, _)| id.clone())
+    }
+
+    /// Looks at a file that a process has mapped, and attaches to it if it has CUDA functions.
+    /// Returns whether it has. `on_disk`: how to know it again if it has not.
+    fn look(&mut self, pid: u32, mapping: &Mapping, on_disk: Option<OnDisk>) -> bool {
+        let file = (mapping.device, mapping.inode);
+        let is_library = is_cuda_library(mapping.file_name());
+        let opened = open_mapped(&self.procfs, pid, mapping);
+        let (opened, path) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                // A process that is gone has nothing to be seen of any more.
+                if is_library && self.procfs.join(pid.to_string()).exists() {
+                    self.gpu
+                        .failed("open", || format!("{}: {error}", mapping.path.display()));
+                }
+                return false;
+            }
+        };
+        let elf = Elf::read(&opened);
+        let mut elf = match elf {
+            Ok(elf) if is_library || elf.has_cuda_code() => elf,
+            Ok(_) | Err(ElfError::NoElf | ElfError::Foreign) => {
+                self.forget_about(on_disk);
+                return false;
+            }
+            Err(error) => {
+                if is_library {
+                    self.gpu
+                        .failed("elf", || format!("{}: {error}", mapping.path.display()));
+                }
+                self.forget_about(on_disk);
+                return false;
+            }
+        };
+        let Ok(id) = FileId::new(&opened, elf.build_id.as_deref()) else {
+            return false;
+        };
+        if let Some(used) = self.used.get_mut(&id) {
+            used.on_disk.insert(file);
+            used.users.insert(pid);
+            self.publish();
+            return true;
+        }
+        let tables = if is_library {
+            Tables::Dynamic
+        } else {
+            Tables::All
+        };
+        let (places, mut library) = match found(&mut elf, tables) {
+            Ok(found) => found,
+            Err(error) => {
+                self.gpu
+                    .failed("elf", || format!("{}: {error}", mapping.path.display()));
+                self.forget_about(on_disk);
+                return false;
+            }
+        };
+        // A program of nvcc whose runtime is another file, or stripped.
+        if places.is_empty() && !is_library {
+            self.forget_about(on_disk);
+            return false;
+        }
+        library.path.clone_from(&mapping.path);
+        library.version = file_version(&opened, mapping.file_name());
+        let attachment = match self.attach(&path, &places) {
+            Ok(attachment) => Some(attachment),
+            Err(failure) => {
+                library.error.clone_from(&failure.detail);
+                library.hooked.clear();
+                library.single_stepped.clear();
+                self.gpu.failed(failure.reason, || {
+                    format!("{}: {}", mapping.path.display(), failure.detail)
+                });
+                None
+            }
+        };
+        self.used.insert(
+            id,
+            Used {
+                library,
+                attachment,
+                on_disk: BTreeSet::from([file]),
+                users: BTreeSet::from([pid]),
+            },
+        );
+        self.publish();
+        true
+    }
+
+    fn forget_about(&mut self, on_disk: Option<OnDisk>) {
+        if self.known.len() >= KNOWN_MAX {
+            self.known.clear();
+        }
+        self.known.extend(on_disk);
+    }
+
+    fn attach(&mut self, path: &Path, places: &[Place]) -> Result<Attachment, Failure> {
+        if places.is_empty() {
+            return Err(Failure {
+                reason: "no_function",
+                detail: "it has none of the functions that are hooked".to_owned(),
+            });
+        }
+        if self.gpu.table.get().is_none() {
+            let (table, refusals) = load(self.forced)?;
+            let _ = self.gpu.table.set(table);
+            self.gpu.change(|state| state.passed_over = refusals);
+        }
+        let Some(table) = self.gpu.table.get() else {
+            return Err(Failure {
+                reason: "load",
+                detail: "the table is gone".to_owned(),
+            });
+        };
+        let mut programs = table.programs();
+        let means = programs.means;
+        programs
+            .attach(path, places)
+            .inspect(|_| self.gpu.change(|state| state.attached = Some(means)))
+            .map_err(|error| failure("attach", &error))
+    }
+
+    /// Lets go of files whose last user is gone.
+    fn sweep(&mut self) {
+        let procfs = &self.procfs;
+        if let Some(table) = self.gpu.table.get() {
+            let alive = |pid: u32| procfs.join(pid.to_string()).exists();
+            if let Err(error) = table.reap(alive) {
+                self.gpu.failed("table", || error.to_string());
+            }
+        }
+        if self.used.is_empty() {
+            return;
+        }
+        let mut files = BTreeSet::new();
+        let users: BTreeSet<u32> = self
+            .used
+            .values()
+            .flat_map(|used| used.users.iter().copied())
+            .collect();
+        for pid in users {
+            for mapping in executable_mappings(procfs, pid) {
+                files.insert((pid, mapping.device, mapping.inode));
+            }
+        }
+        for used in self.used.values_mut() {
+            let on_disk = &used.on_disk;
+            used.users.retain(|pid| {
+                on_disk
+                    .iter()
+                    .any(|(device, inode)| files.contains(&(*pid, *device, *inode)))
+            });
+        }
+        self.used.retain(|_, used| !used.users.is_empty());
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let libraries = self
+            .used
+            .values()
+            .map(|used| Library {
+                users: used.users.iter().copied().collect(),
+                ..used.library.clone()
+            })
+            .collect();
+        let attached = self.used.values().any(|used| used.attachment.is_some());
+        self.gpu.change(|state| {
+            state.libraries = libraries;
+            state.in_use = attached;
+        });
+    }
+}
+
+fn failure(reason: &'static str, error: &Refused) -> Failure {
+    Failure {
+        reason: if error.source.kind() == io::ErrorKind::PermissionDenied {
+            "permission"
+        } else {
+            reason
+        },
+        detail: error.to_string(),
+    }
+}
+
+/// Loads the programs by the best means that this kernel has, and says why not by the better ones.
+fn load(forced: Option<Means>) -> Result<(Table, Vec<PassedOver>), Failure> {
+    let mut refusals: Vec<PassedOver> = Vec::new();
+    let means = Means::ALL.into_iter();
+    for means in means.filter(|means| forced.is_none_or(|forced| forced == *means)) {
+        let detail = match Programs::load(means) {
+            Ok(mut programs) => {
+                if programs.can_attach() {
+                    let table = Table::new(programs).map_err(|error| Failure {
+                        reason: "load",
+                        detail: error.to_string(),
+                    })?;
+                    return Ok((table, refusals));
+                }
+                means.lack().to_owned()
+            }
+            Err(error) => error.to_string(),
+        };
+        refusals.push(PassedOver {
+            hook: means.hook(),
+            why: Refusal {
+                verdict: Verdict::Unsupported,
+                reason: Reason::NoHook,
+                detail,
+            },
+        });
+    }
+    let each = refusals.iter();
+    let each: Vec<String> = each
+        .map(|passed| format!("{}: {}", passed.hook, passed.why.detail))
+        .collect();
+    Err(Failure {
+        reason: "load",
+        detail: each.join("; "),
+    })
+}
+
+/// Whether a file of that name is the runtime or the driver.
+fn is_cuda_library(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b"libcudart.so") || name.starts_with(b"libcuda.so")
+}
+
+/// The version of a library: of the name that its links lead to, where that says more.
+fn file_version(file: &File, name: &OsStr) -> String {
+    use std::os::fd::AsRawFd;
+    let real = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
+    real.as_deref()
+        .and_then(Path::file_name)
+        .and_then(file::version)
+        .or_else(|| file::version(name))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Where to attach in a file, and what to say of it.
+fn found(elf: &mut Elf<&File>, tables: Tables) -> Result<(Vec<Place>, Library), ElfError> {
+    let names = functions::names();
+    let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+    let found = elf.functions(tables, &wanted)?;
+    let bodies: HashSet<u64> = found
+        .iter()
+        .flat_map(|function| [function.offset, function.body])
+        .collect();
+    let mut library = Library::default();
+    let mut places: Vec<Place> = Vec::new();
+    for function in &found {
+        library.found.push(function.name.to_owned());
+        // Another name for one that is hooked anyway.
+        let twice = places.iter().any(|place| place.offset == function.body)
+            || function
+                .leads_to
+                .is_some_and(|target| target != function.offset && bodies.contains(&target));
+        let Some(hook) = functions::of_name(function.name).filter(|_| !twice) else {
+            continue;
+        };
+        places.push(Place {
+            offset: function.body,
+            function: hook,
+        });
+        library.hooked.push(function.name.to_owned());
+        if function.single_stepped {
+            library.single_stepped.push(function.name.to_owned());
+        }
+    }
+    Ok((places, library))
+}
+
+/// The processes that run.
+fn processes(procfs: &Path) -> Vec<u32> {
+    let entries = fs::read_dir(procfs).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// What a process has mapped as code; nothing where it is gone or may not be looked at.
+fn executable_mappings(procfs: &Path, pid: u32) -> Vec<Mapping> {
+    let text = fs::read(procfs.join(pid.to_string()).join("maps")).unwrap_or_default();
+    maps::parse(&text)
+        .filter(|mapping| mapping.executable)
+        .collect()
+}

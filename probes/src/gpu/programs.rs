@@ -1,0 +1,529 @@
+//! The probe's own object: its maps, its programs, and where they are attached.
+//!
+//! It is loaded when the first file with CUDA functions is found, so a host without CUDA pays
+//! nothing. Aya loads no program for multi-uprobe links and reads the kernel's types for every
+//! object, which these programs do not need and which takes 25 ms: so the system calls are made
+//! here, on what Aya parses and relocates.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CStr, CString},
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::Path,
+};
+
+use aya::maps::MapData;
+use aya_obj::{
+    Object,
+    generated::{BPF_F_NO_PREALLOC, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
+};
+
+use super::functions::{Function, Kind};
+use crate::{RunStats, hook::chain, load, pool::map_memory_bytes};
+
+/// The object, aligned as its parser wants it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gpu.bpf.o"));
+
+const ENQUEUE: &str = "gpu_enqueue";
+const ENTER: &str = "gpu_enter";
+const RETURN: &str = "gpu_return";
+const ORDER: &str = "gpu_order";
+
+/// The programs that end a process' state, and their raw tracepoints.
+const ENDS: [(&str, &CStr); 2] = [
+    ("gpu_exit", c"sched_process_exit"),
+    ("gpu_exec", c"sched_process_exec"),
+];
+
+/// Tables that take memory by the entry where the kernel allocates for tracing programs as it
+/// should.
+const SPARSE: [&str; 3] = ["gpu_threads", "gpu_tokens", "gpu_allocations"];
+
+/// `bpf_get_attach_cookie`
+const GET_ATTACH_COOKIE: i32 = 174;
+
+/// How programs are attached to functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Means {
+    /// One link for all functions of a file that get the same program. Since 6.6.
+    Multi,
+    /// A perf event for each function, with a cookie. Since 5.15.
+    Cookie,
+    /// A perf event and a copy of the program for each function.
+    Single,
+}
+
+impl Means {
+    pub(super) const ALL: [Self; 3] = [Self::Multi, Self::Cookie, Self::Single];
+
+    /// The hook's name in flags and verdicts.
+    pub(super) fn hook(self) -> &'static str {
+        match self {
+            Self::Multi => "uprobe_multi",
+            Self::Cookie => "uprobe_cookie",
+            Self::Single => "uprobe",
+        }
+    }
+
+    /// Why it cannot be used here.
+    pub(super) fn lack(self) -> &'static str {
+        match self {
+            Self::Multi => "this kernel has no multi-uprobe links (6.6)",
+            Self::Cookie => "this kernel has no cookies for uprobes (5.15)",
+            Self::Single => "this kernel has no uprobes",
+        }
+    }
+}
+
+/// A place in a file and what is done there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// From the start of the file, in bytes.
+    pub(super) offset: u64,
+    pub(super) function: Function,
+}
+
+/// The kernel refused something.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub(super) struct Refused {
+    what: String,
+    pub(super) source: io::Error,
+}
+
+fn refused(what: impl Into<String>) -> impl FnOnce(io::Error) -> Refused {
+    let what = what.into();
+    move |source| Refused { what, source }
+}
+
+/// What holds programs at the functions of one file; dropping it lets go of them.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    _links: Vec<OwnedFd>,
+}
+
+/// The maps and programs in the kernel.
+pub(super) struct Programs {
+    pub(super) means: Means,
+    instructions: BTreeMap<String, Vec<bpf_insn>>,
+    maps: BTreeMap<String, MapData>,
+    /// By name; for [`Means::Single`] by name and cookie.
+    loaded: BTreeMap<(String, u32), OwnedFd>,
+    _ends: Vec<OwnedFd>,
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Programs").field(&self.means).finish()
+    }
+}
+
+impl Programs {
+    /// Loads all that can be loaded before a function is known.
+    pub(super) fn load(means: Means) -> Result<Self, Refused> {
+        let parse = |error: &dyn std::error::Error| Refused {
+            what: "the object".to_owned(),
+            source: io::Error::other(chain(error)),
+        };
+        let mut object = Object::parse(OBJECT).map_err(|error| parse(&error))?;
+        let mut maps = BTreeMap::new();
+        for (name, map) in &object.maps {
+            let mut flags = map.map_flags();
+            if means == Means::Multi && SPARSE.contains(&name.as_str()) {
+                flags |= BPF_F_NO_PREALLOC;
+            }
+            // Made anew, for these have no types of keys and values.
+            let made = aya_obj::Map::new_from_params(
+                map.map_type(),
+                map.key_size(),
+                map.value_size(),
+                map.max_entries(),
+                flags,
+            );
+            let made = MapData::create(made, name, None).map_err(|error| Refused {
+                what: format!("map {name}"),
+                source: io::Error::other(chain(&error)),
+            })?;
+            maps.insert(name.clone(), made);
+        }
+        let text = object
+            .functions
+            .keys()
+            .map(|(section, _)| *section)
+            .collect();
+        let parts: Vec<(String, i32, aya_obj::Map)> = object
+            .maps
+            .iter()
+            .map(|(name, map)| {
+                let fd = maps[name].fd().as_fd().as_raw_fd();
+                (name.clone(), fd, map.clone())
+            })
+            .collect();
+        object
+            .relocate_maps(
+                parts
+                    .iter()
+                    .map(|(name, fd, map)| (name.as_str(), *fd, map)),
+                &text,
+            )
+            .map_err(|error| parse(&error))?;
+        object
+            .relocate_calls(&text)
+            .map_err(|error| parse(&error))?;
+        let instructions: BTreeMap<String, Vec<bpf_insn>> = object
+            .programs
+            .iter()
+            .filter_map(|(name, program)| {
+                let function = object.functions.get(&program.function_key())?;
+                Some((name.clone(), function.instructions.clone()))
+            })
+            .collect();
+        let mut programs = Self {
+            means,
+            instructions,
+            maps,
+            loaded: BTreeMap::new(),
+            _ends: Vec::new(),
+        };
+        if means != Means::Single {
+            for name in [ENQUEUE, ENTER, RETURN, ORDER] {
+                programs.program(name, 0)?;
+            }
+        }
+        for (name, point) in ENDS {
+            let program = programs.program(name, 0)?;
+            let link = open_raw_tracepoint(point, program).map_err(refused(name))?;
+            programs._ends.push(link);
+        }
+        Ok(programs)
+    }
+
+    /// The program of that name, loaded; for [`Means::Single`] with the cookie in it.
+    fn program(&mut self, name: &str, cookie: u32) -> Result<BorrowedFd<'_>, Refused> {
+        let key = (name.to_owned(), cookie);
+        if !self.loaded.contains_key(&key) {
+            let missing = || refused(name)(io::ErrorKind::NotFound.into());
+            let mut instructions = self.instructions.get(name).ok_or_else(missing)?.clone();
+            let ends = ENDS.iter().any(|(end, _)| *end == name);
+            if self.means == Means::Single && !ends {
+                write_cookie(&mut instructions, cookie);
+            }
+            let (kind, attach_type) = if ends {
+                (bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0)
+            } else if self.means == Means::Multi {
+                let attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;
+                (bpf_prog_type::BPF_PROG_TYPE_KPROBE, attach_type)
+            } else {
+                (bpf_prog_type::BPF_PROG_TYPE_KPROBE, 0)
+            };
+            let program =
+                load_program(name, kind, attach_type, &instructions).map_err(|source| Refused {
+                    what: name.to_owned(),
+                    source,
+                })?;
+            self.loaded.insert(key.clone(), program);
+        }
+        Ok(self.loaded[&key].as_fd())
+    }
+
+    /// Attaches to functions of a file: to all of them, or to none.
+    pub(super) fn attach(&mut self, path: &Path, places: &[Place]) -> Result<Attachment, Refused> {
+        let mut links = Vec::new();
+        let path = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|_| refused("the path")(io::ErrorKind::InvalidInput.into()))?;
+        // Returns first: an entry without its return would look like a call that never ends.
+        for (name, kind, at_return) in [
+            (RETURN, Kind::Call, true),
+            (ENTER, Kind::Call, false),
+            (ORDER, Kind::Order, false),
+            (ENQUEUE, Kind::Enqueue, false),
+        ] {
+            let places: Vec<Place> = places
+                .iter()
+                .filter(|place| place.function.kind == kind)
+                .copied()
+                .collect();
+            if places.is_empty() {
+                continue;
+            }
+            if self.means == Means::Multi {
+                let program = self.program(name, 0)?;
+                let link = link_multi(program, &path, &places, at_return).map_err(refused(name))?;
+                links.push(link);
+                continue;
+            }
+            for place in &places {
+                let single = self.means == Means::Single;
+                let cookie = place.function.cookie;
+                let program = self.program(name, if single { cookie } else { 0 })?;
+                let event = open_uprobe(&path, place.offset, at_return).map_err(refused(name))?;
+                if single {
+                    enable_with(&event, program).map_err(refused(name))?;
+                } else {
+                    let link = link_perf(program, &event, cookie).map_err(refused(name))?;
+                    links.push(link);
+                }
+                links.push(event);
+            }
+        }
+        Ok(Attachment { _links: links })
+    }
+
+    /// Whether the kernel can attach by these means, as far as can be told without a file: a folder
+    /// is refused as such only where links of several uprobes are known.
+    pub(super) fn can_attach(&mut self) -> bool {
+        if self.means != Means::Multi {
+            return uprobe_kind().is_ok();
+        }
+        let place = Place {
+            offset: 0,
+            function: Function {
+                kind: Kind::Order,
+                cookie: 0,
+            },
+        };
+        let Ok(program) = self.program(ORDER, 0) else {
+            return false;
+        };
+        link_multi(program, c"/", &[place], false)
+            .is_err_and(|error| error.raw_os_error() == Some(libc::EBADF))
+    }
+
+    /// Memory of each map in bytes.
+    pub(super) fn map_sizes(&self) -> Vec<(String, u64)> {
+        self.maps
+            .iter()
+            .filter_map(|(name, map)| Some((name.clone(), map_memory_bytes(map.fd().as_fd())?)))
+            .collect()
+    }
+
+    /// Takes a map out, to be used from elsewhere. The programs keep it in the kernel.
+    pub(super) fn take_map(&mut self, name: &str) -> Option<MapData> {
+        self.maps.remove(name)
+    }
+
+    /// See [`crate::Programs::run_stats`].
+    pub(super) fn run_stats(&self) -> Vec<RunStats> {
+        let mut sums: BTreeMap<&str, RunStats> = BTreeMap::new();
+        for ((name, _), fd) in &self.loaded {
+            let Some(stats) = load::run_stats_of(name, fd.as_raw_fd()) else {
+                continue;
+            };
+            sums.entry(name)
+                .and_modify(|sum| {
+                    sum.runs += stats.runs;
+                    sum.run_time_ns += stats.run_time_ns;
+                    sum.misses += stats.misses;
+                })
+                .or_insert(stats);
+        }
+        sums.into_values().collect()
+    }
+}
+
+/// Writes the cookie in place of the call that asks for it: two instructions of one size.
+fn write_cookie(instructions: &mut [bpf_insn], cookie: u32) {
+    use aya_obj::generated::{BPF_ALU64, BPF_CALL, BPF_JMP, BPF_K, BPF_MOV};
+    for instruction in instructions {
+        let call = u32::from(instruction.code) == BPF_JMP | BPF_CALL;
+        if call && instruction.src_reg() == 0 && instruction.imm == GET_ATTACH_COOKIE {
+            instruction.code = (BPF_ALU64 | BPF_MOV | BPF_K) as u8;
+            instruction.set_dst_reg(0);
+            // Cookies are below 2^31: the functions' own test holds them to it.
+            instruction.imm = cookie as i32;
+        }
+    }
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: attr is a whole, initialised bpf_attr, and what it points to outlives the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    owned(fd)
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the kernel has just made for this call, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn empty_attr() -> bpf_attr {
+    // SAFETY: a union of plain integers, for which zeroes are valid and mean "not given".
+    unsafe { std::mem::zeroed() }
+}
+
+fn load_program(
+    name: &str,
+    kind: bpf_prog_type,
+    attach_type: u32,
+    instructions: &[bpf_insn],
+) -> io::Result<OwnedFd> {
+    let try_with = |log: &mut [u8]| {
+        let mut attr = empty_attr();
+        // SAFETY: a field of a union that is zero all over; all of it is plain integers.
+        let load = unsafe { &mut attr.__bindgen_anon_3 };
+        load.prog_type = kind as u32;
+        load.expected_attach_type = attach_type;
+        load.insns = instructions.as_ptr() as u64;
+        load.insn_cnt = instructions.len() as u32;
+        load.license = c"Dual BSD/GPL".as_ptr() as u64;
+        for (to, from) in load.prog_name.iter_mut().zip(name.bytes().take(15)) {
+            *to = from as libc::c_char;
+        }
+        if !log.is_empty() {
+            load.log_level = 1;
+            load.log_buf = log.as_mut_ptr() as u64;
+            load.log_size = log.len() as u32;
+        }
+        bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)
+    };
+    try_with(&mut []).map_err(|error| {
+        // Once more, to learn why: the verifier's last words.
+        let mut log = vec![0; 1 << 20];
+        match try_with(&mut log) {
+            Ok(_) => error,
+            Err(error) => {
+                let end = log.iter().position(|byte| *byte == 0).unwrap_or(0);
+                let text = String::from_utf8_lossy(&log[..end]);
+                let mut lines: Vec<&str> = text.lines().rev().take(3).collect();
+                lines.reverse();
+                // Of no kind, for the verifier's "permission" is none that can be given.
+                if lines.is_empty() {
+                    error
+                } else {
+                    io::Error::other(format!("{error}: {}", lines.join("; ")))
+                }
+            }
+        }
+    })
+}
+
+fn open_raw_tracepoint(point: &CStr, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    attr.raw_tracepoint.name = point.as_ptr() as u64;
+    attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)
+}
+
+/// `BPF_F_UPROBE_MULTI_RETURN`
+const MULTI_RETURN: u32 = 1;
+
+fn link_multi(
+    program: BorrowedFd<'_>,
+    path: &CStr,
+    places: &[Place],
+    at_return: bool,
+) -> io::Result<OwnedFd> {
+    let offsets: Vec<u64> = places.iter().map(|place| place.offset).collect();
+    let cookies: Vec<u64> = places
+        .iter()
+        .map(|place| u64::from(place.function.cookie))
+        .collect();
+    let mut attr = empty_attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;
+    // SAFETY: a field of a union that is zero all over; all of it is plain integers.
+    let multi = unsafe { &mut attr.link_create.__bindgen_anon_3.uprobe_multi };
+    multi.path = path.as_ptr() as u64;
+    multi.offsets = offsets.as_ptr() as u64;
+    multi.cookies = cookies.as_ptr() as u64;
+    multi.cnt = places.len() as u32;
+    multi.flags = if at_return { MULTI_RETURN } else { 0 };
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+fn link_perf(program: BorrowedFd<'_>, event: &OwnedFd, cookie: u32) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_fd = event.as_raw_fd() as u32;
+    attr.link_create.attach_type = bpf_attach_type::BPF_PERF_EVENT as u32;
+    attr.link_create.__bindgen_anon_3.perf_event.bpf_cookie = u64::from(cookie);
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+/// `struct perf_event_attr` up to `config2`, as `include/uapi/linux/perf_event.h` has it.
+#[repr(C)]
+#[derive(Default)]
+struct PerfEventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_events: u32,
+    bp_type: u32,
+    /// `uprobe_path`
+    config1: u64,
+    /// `probe_offset`
+    config2: u64,
+}
+
+/// Where the kernel says what number its uprobes have among performance events.
+const UPROBES: &str = "/sys/bus/event_source/devices/uprobe";
+
+/// The number of a kind of events, and the bit of `config` that makes it a return.
+fn uprobe_kind() -> io::Result<(u32, u64)> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidData, UPROBES);
+    let kind = fs::read_to_string(format!("{UPROBES}/type"))?;
+    let format = fs::read_to_string(format!("{UPROBES}/format/retprobe"))?;
+    let bit = format.trim().strip_prefix("config:").ok_or_else(invalid)?;
+    let bit: u32 = bit.parse().map_err(|_| invalid())?;
+    Ok((
+        kind.trim().parse().map_err(|_| invalid())?,
+        1u64.checked_shl(bit).ok_or_else(invalid)?,
+    ))
+}
+
+/// `PERF_FLAG_FD_CLOEXEC`
+const FD_CLOEXEC: libc::c_ulong = 8;
+
+fn open_uprobe(path: &CStr, offset: u64, at_return: bool) -> io::Result<OwnedFd> {
+    let (kind, return_bit) = uprobe_kind()?;
+    let attr = PerfEventAttr {
+        kind,
+        size: size_of::<PerfEventAttr>() as u32,
+        config: if at_return { return_bit } else { 0 },
+        config1: path.as_ptr() as u64,
+        config2: offset,
+        ..PerfEventAttr::default()
+    };
+    // SAFETY: attr is whole and says its size; the path outlives the call. Any CPU stands for all
+    // of them where a uprobe has no task.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attr,
+            -1,
+            0,
+            -1,
+            FD_CLOEXEC,
+        )
+    };
+    owned(fd)
+}
+
+/// `PERF_EVENT_IOC_ENABLE` and `PERF_EVENT_IOC_SET_BPF`
+const IOC_ENABLE: libc::Ioctl = 0x2400;
+const IOC_SET_BPF: libc::Ioctl = 0x4004_2408;
+
+fn enable_with(event: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
+    for (request, value) in [(IOC_SET_BPF, program.as_raw_fd()), (IOC_ENABLE, 0)] {
+        // SAFETY: both take a number and no pointer.
+        if unsafe { libc::ioctl(event.as_raw_fd(), request, value) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
