@@ -14,6 +14,7 @@ mod bystander;
 mod config;
 mod disk;
 mod exposition;
+mod gpu;
 mod host;
 mod http;
 mod ladder;
