@@ -19,6 +19,7 @@ pub(crate) fn fetch() -> anyhow::Result<PathBuf> {
     let lock = fs::create_dir_all(&folder).and_then(|()| File::create(folder.join("lock")));
     let lock = lock.with_context(|| folder.display().to_string())?;
     lock.lock()?;
+    let folder = folder.canonicalize()?;
     // Says what is in the folder; written last, so that half of them is none of them.
     let stamp = folder.join("requirements.txt");
     if fs::read_to_string(&stamp).is_ok_and(|present| present == wanted) {
@@ -50,12 +51,17 @@ fn install(folder: &Path) -> anyhow::Result<()> {
         .arg(folder);
     let output = pip.output().context("python3 cannot be run")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rfind(|line| line.starts_with("ERROR"));
-    ensure!(
-        output.status.success(),
-        "CUDA's runtimes and compiler, which the tests of the GPU probe take, cannot be fetched from PyPI: {}",
+    // Without a network pip tries again, and then finds no such version.
+    let reason = if said.contains("Retrying (") {
+        "no answer, is there a network?"
+    } else {
+        let last = said.lines().rfind(|line| line.starts_with("ERROR"));
         last.or_else(|| said.lines().last())
             .unwrap_or("no reason given")
+    };
+    ensure!(
+        output.status.success(),
+        "CUDA's runtimes and compiler, which the tests of the GPU probe take, cannot be fetched from PyPI: {reason}"
     );
     Ok(())
 }
