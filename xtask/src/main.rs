@@ -1,5 +1,7 @@
 //! The code behind the Makefile, which has installed what is needed.
 
+mod cuda;
+
 use std::{
     env, fs,
     os::unix::{fs::MetadataExt, process::CommandExt},
@@ -10,7 +12,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | release | install";
+const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | cuda | release | install";
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -42,6 +44,7 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
         ["docs", "--check"] => docs(false),
         ["bench", flags @ ..] => bench(flags),
         ["soak"] => soak(),
+        ["cuda"] => cuda::fetch().map(drop),
         ["release"] => release().map(drop),
         ["install"] => install(),
         _ => bail!(USAGE),
@@ -98,8 +101,13 @@ fn vm(flags: &[&str]) -> anyhow::Result<()> {
 /// left to `lint`.
 fn test() -> anyhow::Result<()> {
     lint(&["licenses", "bans", "sources"])?;
+    let mut tests = cargo_as_root()?;
+    // NVIDIA has other files for other machines.
+    if cfg!(target_arch = "x86_64") {
+        tests.env("SENTRY_CUDA_CACHE", cuda::fetch()?);
+    }
     // One of them compares docs/metrics.md with the code.
-    step("tests", cargo_as_root()?.args(["test", "--workspace"]))
+    step("tests", tests.args(["test", "--workspace"]))
 }
 
 fn lint(deny: &[&str]) -> anyhow::Result<()> {

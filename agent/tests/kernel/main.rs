@@ -12,6 +12,7 @@
 mod agent;
 mod bystander;
 mod config;
+mod cuda;
 mod disk;
 mod exposition;
 mod gpu;
