@@ -77,31 +77,36 @@ impl Encode for Source {
 impl Source {
     fn encode_probes(&self, collector: &Collector, encoder: &mut DescriptorEncoder) -> fmt::Result {
         for (index, probe) in collector.probes().iter().enumerate() {
-            // A probe that does not run has no values; a zero would look like one.
-            if !probe.installed.status.verdict.is_up() {
-                continue;
-            }
+            let up = probe.installed.status.verdict.is_up();
             for (number, metric) in probe.installed.probe.metrics.iter().enumerate() {
+                let shown = collector.shown(index, number);
+                // A probe that does not run has no values; a zero would look like one. The gpu
+                // probe may have run until its last process ended.
+                if !up && (probe.installed.probe.deferred.is_none() || shown.is_empty()) {
+                    continue;
+                }
                 let family = Family::new(metric.name);
                 let mut encoder = family.describe(
                     encoder,
                     metric.help,
                     match metric.kind {
                         MetricKind::Histogram => MetricType::Histogram,
-                        MetricKind::Counter => MetricType::Counter,
+                        MetricKind::Counter | MetricKind::CounterSeconds => MetricType::Counter,
+                        MetricKind::Gauge => MetricType::Gauge,
                     },
                 )?;
-                let has_device = metric.labels.contains(&"device");
+                let other = |label| metric.labels.contains(&label).then(|| OTHER.to_owned());
                 let other = Labels {
                     cgroup: OTHER.to_owned(),
-                    device: has_device.then(|| OTHER.to_owned()),
+                    process: other("process"),
+                    device: other("device"),
                 };
                 let others = probe
                     .other
                     .iter()
                     .filter(|(sample, value)| sample.metric == number && !value.is_zero());
-                for (labels, own, value) in collector.shown(index, number) {
-                    self.encode_value(&mut encoder, labels, own, &value)?;
+                for (labels, own, value) in shown {
+                    self.encode_value(&mut encoder, labels, &own, &value)?;
                 }
                 for (sample, value) in others {
                     self.encode_value(&mut encoder, &other, &sample.labels, value)?;
@@ -115,7 +120,7 @@ impl Source {
         &self,
         encoder: &mut MetricEncoder,
         labels: &Labels,
-        own: &[(&'static str, &'static str)],
+        own: &[(&'static str, &str)],
         value: &Value,
     ) -> fmt::Result {
         // Pods and containers get their names with container attribution.
@@ -125,26 +130,22 @@ impl Source {
             ("container", ""),
             ("cgroup", &labels.cgroup),
         ];
+        set.extend(labels.process.as_deref().map(|name| ("process", name)));
         set.extend(labels.device.as_deref().map(|device| ("device", device)));
         set.extend(own);
         let mut encoder = encoder.encode_family(&set)?;
         match value {
             Value::Counter(count) => encoder.encode_counter::<NoLabelSet, _, f64>(count, None),
+            Value::CounterNs(ns) => {
+                encoder.encode_counter::<NoLabelSet, _, f64>(&seconds(*ns), None)
+            }
+            Value::Gauge(value) => encoder.encode_gauge(value),
             Value::Histogram(totals) => encoder.encode_histogram::<NoLabelSet>(
                 seconds(totals.sum_ns),
                 totals.count(),
                 &classic_buckets(totals, self.buckets_per_octave),
                 None,
             ),
-        }
-    }
-}
-
-impl Value {
-    fn is_zero(&self) -> bool {
-        match self {
-            Self::Histogram(totals) => totals.count() == 0,
-            Self::Counter(count) => *count == 0,
         }
     }
 }
