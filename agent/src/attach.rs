@@ -8,6 +8,7 @@ use std::{
 use probes::{
     Kernel, LoadError, Probe, Reason, Request, Status,
     cgroup::{self, Events},
+    gpu::Follower,
 };
 
 use crate::{
@@ -71,6 +72,8 @@ pub(crate) struct Attached {
     pub(crate) cgroup_events: Result<Events, Status>,
     /// Where to walk for cgroups.
     pub(crate) mounts: Vec<Mount>,
+    /// What looks for CUDA, if the gpu probe is asked for.
+    pub(crate) gpu: Option<Follower>,
 }
 
 /// Which probes the configuration asks for, and the hooks it forces.
@@ -110,8 +113,9 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
     let v2 = mounts.iter().any(|mount| mount.hierarchy == 0);
     // Of the others only the one that disk I/O is charged in bears labels.
     let task_hierarchy = mounts.first().map(|mount| mount.hierarchy).filter(|_| !v2);
+    let selected = selected(config);
     let attached = probes::attach(&Request {
-        probes: &selected(config),
+        probes: &selected,
         // The configuration's ceiling is below what 16 bits hold.
         series_max: u16::try_from(config.series_max).unwrap_or(u16::MAX),
         io_hierarchy: io_hierarchy.as_ref().copied().unwrap_or(0),
@@ -119,6 +123,10 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         btf: config.btf.as_deref(),
     });
     let (mut kernel, cgroup_events) = attached.map_err(|error| refused(config, error))?;
+    let gpu = selected
+        .iter()
+        .find(|(probe, _)| probe.deferred.is_some())
+        .map(|(_, hook)| Follower::start(config.procfs.clone(), *hook));
     probes::release_unused_memory();
     let io_controller_off = io_controller_off(io_hierarchy.ok(), &mounts);
     for status in kernel
@@ -126,6 +134,12 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         .iter_mut()
         .map(|installed| &mut installed.status)
     {
+        if let Some(follower) = gpu.as_ref()
+            && is_deferred(status)
+        {
+            // What runs already has been looked through.
+            *status = follower.gpu().status();
+        }
         match (status.probe, &io_controller_off) {
             ("disk", _) if status.hook == RECORDS && !v2 => status.degrade(
                 Reason::CgroupV1Only,
@@ -152,7 +166,14 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         kernel,
         cgroup_events,
         mounts,
+        gpu,
     })
+}
+
+/// Whether a verdict is on a probe that has nothing to attach to yet, and may have later.
+pub(crate) fn is_deferred(status: &Status) -> bool {
+    let mut probes = probes::PROBES.iter();
+    probes.any(|probe| probe.name == status.probe && probe.deferred.is_some())
 }
 
 impl AttachError {
@@ -166,7 +187,7 @@ impl AttachError {
 }
 
 /// Where nothing runs and a hook was forced, the setting is what to mend, and not to wait for a
-/// better time.
+/// better time. The gpu probe is there to wait.
 ///
 /// # Errors
 /// The first forced hook that is not in use, when no probe is.
@@ -176,7 +197,7 @@ pub(crate) fn forced_hooks_left_something(
 ) -> Result<(), AttachError> {
     let forced = |status: &&Status| {
         let hook = config.hooks.get(status.probe);
-        hook.is_some_and(|hook| hook != HOOK_AUTO)
+        !is_deferred(status) && hook.is_some_and(|hook| hook != HOOK_AUTO)
     };
     if statuses.iter().any(|status| status.verdict.is_up()) {
         return Ok(());

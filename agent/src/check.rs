@@ -4,7 +4,11 @@ mod facts;
 
 use std::process::ExitCode;
 
-use probes::{LoadError, Reason, Status, Verdict, cgroup::Events};
+use probes::{
+    LoadError, Reason, Status, Verdict,
+    cgroup::Events,
+    gpu::{Follower, Library},
+};
 use serde::Serialize;
 
 use crate::{
@@ -19,6 +23,37 @@ use facts::Fact;
 struct Report {
     host: Vec<Fact>,
     probes: Vec<Line>,
+    /// Files with CUDA functions that are mapped now, if the gpu probe was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cuda: Option<Vec<CudaLibrary>>,
+}
+
+/// A file with CUDA functions.
+#[derive(Debug, Serialize)]
+struct CudaLibrary {
+    path: String,
+    version: String,
+    /// The ids of the processes that map it.
+    users: Vec<u32>,
+    found: Vec<String>,
+    hooked: Vec<String>,
+    /// Hooked at some 10 us a call.
+    single_stepped: Vec<String>,
+    error: String,
+}
+
+impl From<Library> for CudaLibrary {
+    fn from(library: Library) -> Self {
+        Self {
+            path: library.path.display().to_string(),
+            version: library.version,
+            users: library.users,
+            found: library.found,
+            hooked: library.hooked,
+            single_stepped: library.single_stepped,
+            error: library.error,
+        }
+    }
 }
 
 /// A probe and what became of it.
@@ -86,6 +121,11 @@ pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
             attached.as_ref().ok().map(|attached| &attached.kernel),
         ),
         probes: statuses.iter().map(Line::from).collect(),
+        cuda: attached
+            .as_ref()
+            .ok()
+            .and_then(|attached| attached.gpu.as_ref())
+            .map(cuda),
     };
     match format {
         Format::Table => print!("{}", table(&report)),
@@ -96,6 +136,11 @@ pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn cuda(follower: &Follower) -> Vec<CudaLibrary> {
+    let libraries = follower.gpu().libraries();
+    libraries.into_iter().map(CudaLibrary::from).collect()
 }
 
 /// What names the cgroups: no probe, but a line of its own.
@@ -165,24 +210,63 @@ fn table(report: &Report) -> String {
             .map(|row| row.map(str::to_owned))
     });
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(lines).collect();
-    let widths: Vec<usize> = (0..4)
-        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
-        .collect();
+    let mut text: String = facts.collect();
+    text.push('\n');
+    text.push_str(&columns(&rows));
+    let cuda = report.cuda.as_deref().unwrap_or_default();
+    if !cuda.is_empty() {
+        text.push('\n');
+        text.push_str(&cuda_table(cuda));
+    }
+    text
+}
+
+fn cuda_table(libraries: &[CudaLibrary]) -> String {
+    let head = ["CUDA IN", "VERSION", "USERS", "HOOKED", "SLOW", "DETAIL"].map(str::to_owned);
+    let rows = libraries.iter().map(|library| {
+        let (found, hooked) = (&library.found, &library.hooked);
+        let left: Vec<&str> = found
+            .iter()
+            .filter(|name| !hooked.contains(name))
+            .map(String::as_str)
+            .collect();
+        let mut detail = library.error.clone();
+        if !detail.is_empty() && !hooked.is_empty() && !left.is_empty() {
+            detail = format!("{detail}; not hooked: {}", left.join(", "));
+        }
+        let version = if library.version.is_empty() {
+            "-"
+        } else {
+            &library.version
+        };
+        [
+            library.path.clone(),
+            version.to_owned(),
+            library.users.len().to_string(),
+            format!("{} of {}", hooked.len(), found.len()),
+            library.single_stepped.len().to_string(),
+            detail,
+        ]
+    });
+    columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// Rows whose columns line up; the last one may be of any width.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max();
+    let widths: Vec<usize> = (0..N - 1).filter_map(width).collect();
     let lines = rows.iter().map(|row| {
         let padded: Vec<String> = row
             .iter()
             .zip(&widths)
             .map(|(cell, width)| format!("{cell:<width$}  "))
             .collect();
-        format!("{}{}", padded.concat(), row[4])
+        format!("{}{}", padded.concat(), row[N - 1])
             .trim_end()
             .to_owned()
             + "\n"
     });
-    facts
-        .chain(std::iter::once("\n".to_owned()))
-        .chain(lines)
-        .collect()
+    lines.collect()
 }
 
 #[cfg(test)]
@@ -191,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_table_lines_up() {
-        let report = Report {
+        let mut report = Report {
             host: vec![
                 Fact {
                     name: "kernel",
@@ -216,14 +300,44 @@ mod tests {
                     detail: "none".to_owned(),
                 }],
             }],
+            cuda: Some(Vec::new()),
         };
-        assert_eq!(
-            table(&report),
-            "kernel  6.1\n\
+        let probes = "kernel  6.1\n\
              JIT     0 (off)\n\n\
              PROBE  VERDICT      HOOK    REASON   DETAIL\n\
              tcp    unsupported  tp_btf  no_btf   gone\n\
-             \x20      not          kprobe  no_hook  none\n"
+             \x20      not          kprobe  no_hook  none\n";
+        assert_eq!(table(&report), probes);
+
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        report.cuda = Some(vec![
+            CudaLibrary {
+                path: "/usr/lib/libcudart.so.12.8.90".to_owned(),
+                version: "12.8.90".to_owned(),
+                users: vec![7, 12],
+                found: names(&["cudaFree", "cudaMalloc"]),
+                hooked: names(&["cudaFree", "cudaMalloc"]),
+                single_stepped: names(&["cudaFree"]),
+                error: String::new(),
+            },
+            CudaLibrary {
+                path: "/app".to_owned(),
+                version: String::new(),
+                users: vec![9],
+                found: names(&["cudaFree", "cudaMalloc"]),
+                hooked: names(&["cudaFree"]),
+                single_stepped: Vec::new(),
+                error: "cudaMalloc cannot be hooked".to_owned(),
+            },
+        ]);
+        assert_eq!(
+            table(&report),
+            format!(
+                "{probes}\n\
+                 CUDA IN                        VERSION  USERS  HOOKED  SLOW  DETAIL\n\
+                 /usr/lib/libcudart.so.12.8.90  12.8.90  2      2 of 2  1\n\
+                 /app                           -        1      1 of 2  0     cudaMalloc cannot be hooked; not hooked: cudaMalloc\n"
+            )
         );
     }
 }

@@ -3,6 +3,8 @@
 //! A steady collection makes no syscall per series: it reads mapped memory, and walks the index
 //! only after the kernel side has inserted something.
 
+mod gpu;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -12,13 +14,18 @@ use std::{
 };
 
 use probes::{
-    BUCKETS, Cell, Cells, Histogram, Installed, Kernel, OwnCounter, Programs, Sample, Series,
-    SeriesError, SeriesKey, SeriesTable, Status, Workload,
+    BUCKETS, Cell, Cells, Histogram, Installed, Kernel, MetricKind, OwnCounter, Programs, Sample,
+    Series, SeriesError, SeriesKey, SeriesTable, Status, Workload,
+    gpu::{Gpu, GpuError},
 };
 
-use crate::enrich::{
-    cgroup::{self, Cgroups},
-    device::Devices,
+use self::gpu::ProcessTotals;
+use crate::{
+    enrich::{
+        cgroup::{self, Cgroups},
+        device::Devices,
+    },
+    log,
 };
 
 /// How long removed cells rest before they are given out again. A program that still holds a
@@ -88,6 +95,15 @@ impl Totals {
         delta
     }
 
+    /// Becomes what came between two readings of a cell. Its words wrap.
+    fn between(&mut self, last: &Histogram, now: &Histogram) {
+        self.sum_ns = now.sum_ns.wrapping_sub(last.sum_ns);
+        let readings = now.buckets.iter().zip(&last.buckets);
+        for (delta, (now, last)) in self.buckets.iter_mut().zip(readings) {
+            *delta = u64::from(now.wrapping_sub(*last));
+        }
+    }
+
     fn add(&mut self, delta: &Totals) {
         self.sum_ns = self.sum_ns.wrapping_add(delta.sum_ns);
         for (total, delta) in self.buckets.iter_mut().zip(&delta.buckets) {
@@ -101,15 +117,47 @@ impl Totals {
 pub(crate) enum Value {
     Histogram(Box<Totals>),
     Counter(u64),
+    /// A counter of time, in nanoseconds.
+    CounterNs(u64),
+    /// What is there now.
+    Gauge(u64),
 }
 
 impl Value {
+    fn of(kind: MetricKind) -> Self {
+        match kind {
+            MetricKind::Histogram => Self::Histogram(Box::default()),
+            MetricKind::Counter => Self::Counter(0),
+            MetricKind::CounterSeconds => Self::CounterNs(0),
+            MetricKind::Gauge => Self::Gauge(0),
+        }
+    }
+
+    /// Nothing, of the same kind.
+    fn zero(&self) -> Self {
+        match self {
+            Self::Histogram(_) => Self::Histogram(Box::default()),
+            Self::Counter(_) => Self::Counter(0),
+            Self::CounterNs(_) => Self::CounterNs(0),
+            Self::Gauge(_) => Self::Gauge(0),
+        }
+    }
+
+    pub(crate) fn is_zero(&self) -> bool {
+        match self {
+            Self::Histogram(totals) => totals.count() == 0,
+            Self::Counter(value) | Self::CounterNs(value) | Self::Gauge(value) => *value == 0,
+        }
+    }
+
     fn add(&mut self, more: &Value) {
         match (self, more) {
             (Self::Histogram(totals), Self::Histogram(more)) => totals.add(more),
-            (Self::Counter(total), Self::Counter(more)) => *total += more,
+            (Self::Counter(total), Self::Counter(more))
+            | (Self::CounterNs(total), Self::CounterNs(more))
+            | (Self::Gauge(total), Self::Gauge(more)) => *total += more,
             // Samples of the same metric are of one kind.
-            _ => debug_assert!(false, "a histogram and a counter do not add up"),
+            _ => debug_assert!(false, "values of two kinds do not add up"),
         }
     }
 }
@@ -119,16 +167,14 @@ impl Value {
 pub(crate) struct Labels {
     /// The cgroup's path.
     pub(crate) cgroup: String,
+    /// The command name of the process, where the probe tells processes apart.
+    pub(crate) process: Option<String>,
     /// The device's name, where the probe has devices.
     pub(crate) device: Option<String>,
 }
 
 /// A value as it is shown: its workload, its further labels, and what it has come to.
-pub(crate) type Shown<'a> = (
-    &'a Labels,
-    &'a [(&'static str, &'static str)],
-    Cow<'a, Value>,
-);
+pub(crate) type Shown<'a> = (&'a Labels, Vec<(&'static str, &'a str)>, Cow<'a, Value>);
 
 /// A series and its values.
 #[derive(Debug)]
@@ -183,11 +229,7 @@ impl Readings {
     fn histogram(&mut self, cell: u16) -> &Totals {
         self.cells.read_histogram(cell, &mut self.scratch);
         let last = &mut self.histograms[usize::from(cell)];
-        self.delta.sum_ns = self.scratch.sum_ns.wrapping_sub(last.sum_ns);
-        for bucket in 0..BUCKETS {
-            self.delta.buckets[bucket] =
-                u64::from(self.scratch.buckets[bucket].wrapping_sub(last.buckets[bucket]));
-        }
+        self.delta.between(last, &self.scratch);
         std::mem::swap(last, &mut self.scratch);
         &self.delta
     }
@@ -230,9 +272,30 @@ pub(crate) struct Collector {
     retained_max: usize,
     evicted: u64,
     programs: Programs,
-    pub(crate) map_memory_bytes: Vec<(String, u64)>,
+    map_memory_bytes: Vec<(String, u64)>,
     cgroup_events_lost: u16,
     statuses: Arc<Mutex<Vec<Status>>>,
+    gpu: Option<GpuProcesses>,
+}
+
+/// The processes of the gpu probe. They have no cells in the pools.
+#[derive(Debug)]
+struct GpuProcesses {
+    /// Its place among the probes.
+    probe: usize,
+    gpu: Arc<Gpu>,
+    totals: ProcessTotals,
+}
+
+/// A collection is incomplete.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CollectError {
+    /// See there.
+    #[error(transparent)]
+    Series(#[from] SeriesError),
+    /// See there.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
 }
 
 struct Table(SeriesTable);
@@ -272,8 +335,10 @@ pub(crate) struct Outcome {
 }
 
 impl Collector {
+    /// `gpu` is there if the gpu probe is among those of `kernel`.
     pub(crate) fn new(
         kernel: Kernel,
+        gpu: Option<Arc<Gpu>>,
         cgroups: Arc<Mutex<Cgroups>>,
         sysfs: PathBuf,
         retention: Duration,
@@ -284,7 +349,7 @@ impl Collector {
             .map(|installed| installed.status.clone())
             .collect();
         let statuses = Arc::new(Mutex::new(statuses));
-        let probes = kernel
+        let probes: Vec<Probe> = kernel
             .probes
             .into_iter()
             .map(|installed| Probe {
@@ -293,10 +358,7 @@ impl Collector {
                     .probe
                     .metrics
                     .iter()
-                    .map(|metric| match metric.kind {
-                        probes::MetricKind::Histogram => Value::Histogram(Box::default()),
-                        probes::MetricKind::Counter => Value::Counter(0),
-                    })
+                    .map(|metric| Value::of(metric.kind))
                     .collect(),
                 installed,
             })
@@ -307,6 +369,14 @@ impl Collector {
             readings: Readings::new(kernel.cells),
             table: Table(kernel.series),
             inserts: 0,
+            gpu: gpu.and_then(|gpu| {
+                let mut probes = probes.iter();
+                Some(GpuProcesses {
+                    probe: probes.position(|probe| probe.installed.probe.deferred.is_some())?,
+                    gpu,
+                    totals: ProcessTotals::default(),
+                })
+            }),
             probes,
             series: BTreeMap::new(),
             resting: Vec::new(),
@@ -327,8 +397,43 @@ impl Collector {
     ///
     /// # Errors
     /// When the kernel refuses a call on the index; the values read so far stand.
-    pub(crate) fn collect(&mut self, now: Instant) -> Result<Outcome, SeriesError> {
+    pub(crate) fn collect(&mut self, now: Instant) -> Result<Outcome, CollectError> {
         let mut outcome = Outcome::default();
+        let gpu = self.collect_gpu(now, &mut outcome);
+        self.collect_series(now, &mut outcome)?;
+        gpu?;
+        Ok(outcome)
+    }
+
+    /// Brings the totals of GPU processes up to date, and lets those go that have ended.
+    fn collect_gpu(&mut self, now: Instant, outcome: &mut Outcome) -> Result<(), GpuError> {
+        let Some(GpuProcesses { probe, gpu, totals }) = &mut self.gpu else {
+            return Ok(());
+        };
+        let probe = &mut self.probes[*probe];
+        let status = gpu.status();
+        if !same(&status, &probe.installed.status) {
+            log::verdict(&status);
+            publish(&self.statuses, &status);
+            probe.installed.status = status;
+        }
+        let cgroups = lock(&self.cgroups);
+        let path = |workload| cgroups.path(workload);
+        let rested = totals.take_in(|each| gpu.read(each), path, now, &mut probe.sums, outcome);
+        drop(cgroups);
+        self.evicted += totals.forget(now, self.retention, self.retained_max);
+        let mut failed = None;
+        for process in rested {
+            match gpu.recycle(&process) {
+                Ok(()) => totals.recycled(&process),
+                // Its values are read; only its place stays taken until the next attempt.
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn collect_series(&mut self, now: Instant, outcome: &mut Outcome) -> Result<(), SeriesError> {
         // One series that the kernel refuses is no reason to leave out the others.
         let mut failed = None;
         // Read before the walk: what is inserted meanwhile is found by the next one.
@@ -383,7 +488,7 @@ impl Collector {
         self.forget(now);
         failed = failed.or(self.free_rested(now).err());
         outcome.unfinished |= !self.resting.is_empty();
-        failed.map_or(Ok(outcome), Err)
+        failed.map_or(Ok(()), Err)
     }
 
     /// Takes in what the kernel side has inserted since the last walk.
@@ -439,6 +544,7 @@ impl Collector {
                 cgroup: cgroups
                     .path(workload)
                     .unwrap_or_else(|| cgroup::unknown(workload)),
+                process: None,
                 device,
             };
             self.table.publish(&key, &series)?;
@@ -550,11 +656,7 @@ impl Collector {
                 let table = self.programs.attach_fallback(&mut probe.installed);
                 self.map_memory_bytes.extend(table);
                 probes::release_unused_memory();
-                let mut statuses = lock(&self.statuses);
-                let name = probe.installed.probe.name;
-                for status in statuses.iter_mut().filter(|status| status.probe == name) {
-                    status.clone_from(&probe.installed.status);
-                }
+                publish(&self.statuses, &probe.installed.status);
                 tracing::warn!(
                     probe = probe.installed.probe.name,
                     "{}",
@@ -572,6 +674,9 @@ impl Collector {
     /// What is shown of a probe's metric, each set of labels once, sorted by them. Cgroups of the
     /// same name, one gone and one living, share theirs.
     pub(crate) fn shown(&self, probe: usize, metric: usize) -> Vec<Shown<'_>> {
+        if let Some(gpu) = self.gpu_of(probe) {
+            return gpu.totals.shown(metric);
+        }
         let mut samples: Vec<Shown<'_>> = self
             .series
             .values()
@@ -581,11 +686,11 @@ impl Collector {
                 samples.map(|(sample, value)| (&tracked.labels, sample, value))
             })
             .filter(|(_, sample, _)| sample.metric == metric)
-            .map(|(labels, sample, value)| (labels, &*sample.labels, Cow::Borrowed(value)))
+            .map(|(labels, sample, value)| (labels, sample.labels.clone(), Cow::Borrowed(value)))
             .collect();
-        samples.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
+        samples.sort_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
         samples.dedup_by(|next, kept| {
-            let same = (next.0, next.1) == (kept.0, kept.1);
+            let same = (next.0, &next.1) == (kept.0, &kept.1);
             if same {
                 kept.2.to_mut().add(&next.2);
             }
@@ -599,19 +704,34 @@ impl Collector {
         Arc::clone(&self.statuses)
     }
 
-    /// Histograms and counters that the live series of a probe hold.
-    pub(crate) fn series_in_use(&self, probe: usize) -> usize {
+    /// The processes of a probe, if it is the one that has some.
+    fn gpu_of(&self, probe: usize) -> Option<&GpuProcesses> {
+        self.gpu.as_ref().filter(|gpu| gpu.probe == probe)
+    }
+
+    /// What the gpu probe has found and counted, if it was asked for.
+    pub(crate) fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref().map(|gpu| &*gpu.gpu)
+    }
+
+    /// Histograms and counters that the live series of a probe hold; the processes of the gpu
+    /// probe.
+    pub(crate) fn series_in_use(&self, probe: usize) -> u64 {
+        if let Some(gpu) = self.gpu_of(probe) {
+            return gpu.gpu.processes().0;
+        }
         self.series
             .values()
             .filter(|tracked| tracked.probe == probe && !matches!(tracked.life, Life::Retained(_)))
             .map(|tracked| &tracked.series)
             .map(|series| series.histograms().count() + usize::from(series.counter().is_some()))
-            .sum()
+            .sum::<usize>() as u64
     }
 
-    /// The ceiling of histograms.
-    pub(crate) fn series_limit(&self) -> u32 {
-        self.table.0.limit
+    /// The ceiling of histograms; of processes for the gpu probe.
+    pub(crate) fn series_limit(&self, probe: usize) -> u64 {
+        self.gpu_of(probe)
+            .map_or(u64::from(self.table.0.limit), |gpu| gpu.gpu.processes().1)
     }
 
     /// Series dropped before their time because too many were gone at once.
@@ -621,6 +741,9 @@ impl Collector {
 
     /// A probe's counter about itself.
     pub(crate) fn own_counter(&self, probe: usize, kind: OwnCounter) -> Option<u64> {
+        if let Some(gpu) = self.gpu_of(probe) {
+            return (kind == OwnCounter::SeriesOverflow).then(|| gpu.gpu.overflow());
+        }
         self.probes[probe]
             .installed
             .own_counters()
@@ -635,7 +758,30 @@ impl Collector {
 
     /// How often each program ran, as far as the kernel counts.
     pub(crate) fn run_stats(&self) -> Vec<probes::RunStats> {
-        self.programs.run_stats()
+        let mut stats = self.programs.run_stats();
+        stats.extend(self.gpu().map(Gpu::run_stats).unwrap_or_default());
+        stats
+    }
+
+    /// Kernel memory of each map in bytes.
+    pub(crate) fn map_memory_bytes(&self) -> Vec<(String, u64)> {
+        let mut maps = self.map_memory_bytes.clone();
+        maps.extend(self.gpu().map(Gpu::map_memory_bytes).unwrap_or_default());
+        maps
+    }
+}
+
+/// Whether two verdicts on a probe say the same.
+fn same(one: &Status, other: &Status) -> bool {
+    let said = |status: &Status| (status.hook, status.verdict, status.reason);
+    said(one) == said(other) && one.detail == other.detail
+}
+
+/// Shows a new verdict to those who must not wait for a collection.
+fn publish(statuses: &Mutex<Vec<Status>>, status: &Status) {
+    let mut statuses = lock(statuses);
+    for old in statuses.iter_mut().filter(|old| old.probe == status.probe) {
+        old.clone_from(status);
     }
 }
 

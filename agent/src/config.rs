@@ -59,6 +59,15 @@ pub(crate) struct ProbeOptions {
     pub(crate) hooks: Vec<&'static str>,
 }
 
+impl From<&probes::Probe> for ProbeOptions {
+    fn from(probe: &probes::Probe) -> Self {
+        Self {
+            name: probe.name,
+            hooks: probe.rungs.iter().map(|rung| rung.hook).collect(),
+        }
+    }
+}
+
 /// The exit code of a start with a bad setting, which another start would not mend.
 pub(crate) const BAD_SETTING: u8 = 2;
 
@@ -1262,6 +1271,38 @@ mod tests {
             file_error("\nprobes:\n  tcp: true\n"),
             "config file /etc/sentry.yaml:2: probes: a mapping; allowed: one value"
         );
+    }
+
+    #[test]
+    fn all_probes_and_their_hooks_are_offered() {
+        let all: Vec<ProbeOptions> = probes::PROBES.iter().copied().map(Into::into).collect();
+        let of = |args: &str| {
+            let args = args.split(' ').map(OsString::from);
+            load_with(args, [], &all, no_file)
+        };
+        let Ok(Command::Agent(config)) = of("sentry --gpu.hook uprobe_cookie") else {
+            panic!("--gpu.hook is refused");
+        };
+        assert_eq!(config.probes, ["tcp", "disk", "gpu"]);
+        assert_eq!(config.hooks["gpu"], "uprobe_cookie");
+        assert_eq!(
+            of("sentry --gpu.hook kprobe").unwrap_err().to_string(),
+            "--gpu.hook: invalid value 'kprobe'; allowed: auto, uprobe_multi, uprobe_cookie, uprobe"
+        );
+        assert_eq!(
+            of("sentry --probes tcp,cuda").unwrap_err().to_string(),
+            "--probes: invalid value 'tcp,cuda'; unknown probe 'cuda'; allowed: tcp, disk, gpu"
+        );
+        let help = of("sentry --help").unwrap_err().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [
+            "[env: SENTRY_PROBES] [default: tcp,disk,gpu]",
+            "Kernel hook of the gpu probe; auto takes the best that works",
+            "[possible values: auto, uprobe_multi, uprobe_cookie, uprobe]",
+            "SENTRY_GPU_HOOK",
+        ] {
+            assert!(help.contains(part), "no {part} in {help}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The log, on standard error.
 
-use probes::{Status, Verdict};
+use probes::{Reason, Status, Verdict};
 use tracing::Level;
 
 use crate::config::LogFormat;
@@ -30,6 +30,10 @@ pub(crate) fn verdict(status: &Status) {
     match status.verdict {
         Verdict::Attached if status.detail.is_empty() => tracing::info!(probe, hook, "{verdict}"),
         Verdict::Attached => tracing::info!(probe, hook, "{verdict}: {}", status.detail),
+        // Most hosts have no GPU, and nothing is amiss.
+        Verdict::Unsupported if status.reason == Reason::NoCuda => {
+            tracing::info!(probe, hook, reason, "{verdict}: {}", status.detail);
+        }
         _ => tracing::warn!(probe, hook, reason, "{verdict}: {}", status.detail),
     }
 }

@@ -26,6 +26,7 @@ use anyhow::Context;
 use probes::{
     Workload,
     cgroup::{Change, Events},
+    gpu::Follower,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -52,6 +53,9 @@ const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
 /// How soon cells are freed after a workload has gone, so that a burst of them is one pass.
 const RECYCLE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How long the follower of CUDA programs waits for news at a time.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How often cgroupfs is walked at most, when an event was lost or a name is missing.
 const WALK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -59,10 +63,7 @@ fn main() -> ExitCode {
     probes::bound_allocator();
     let options: Vec<ProbeOptions> = probes::PROBES
         .iter()
-        .map(|probe| ProbeOptions {
-            name: probe.name,
-            hooks: probe.rungs.iter().map(|rung| rung.hook).collect(),
-        })
+        .map(|probe| ProbeOptions::from(*probe))
         .collect();
     let outcome = match config::load(env::args_os(), env::vars_os(), &options) {
         Ok(Command::Check(config, format)) => check::run(&config, format),
@@ -110,6 +111,7 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         kernel,
         cgroup_events,
         mounts,
+        gpu: follower,
     } = attach::attach(config)?;
     let statuses: Vec<_> = kernel
         .probes
@@ -121,19 +123,19 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     // No thread was made so far, and all that are have what this one keeps.
     let kept = privileges::reduce(&kernel, &config.procfs)?;
     tracing::info!("capabilities kept: {kept}");
+    if let Some(missed) = &kept.missed {
+        tracing::warn!(probe = "gpu", "{missed}");
+    }
 
     // cgroup ids -> names
     let cgroups = Arc::new(Mutex::new(Cgroups::default()));
     walk(&cgroups, &mounts, &[]);
-    let gone = Arc::new(Notify::new());
+    let news = Arc::new(Notify::new());
     let follows = cgroup_events.is_ok();
     match cgroup_events {
         Ok(events) => {
-            let (cgroups, gone) = (Arc::clone(&cgroups), Arc::clone(&gone));
-            thread::Builder::new()
-                .name("cgroups".to_owned())
-                .spawn(move || follow_cgroups(events, &cgroups, &gone))
-                .context("cannot start a thread")?;
+            let (cgroups, news) = (Arc::clone(&cgroups), Arc::clone(&news));
+            spawn("cgroups", move || follow_cgroups(events, &cgroups, &news))?;
         }
         Err(status) => tracing::warn!(
             reason = status.reason.code(),
@@ -142,9 +144,17 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         ),
     }
 
-    // cells and names -> totals
+    // programs that use CUDA -> mapped tables
+    let gpu = follower.as_ref().map(Follower::gpu);
+    if let Some(follower) = follower {
+        let news = Arc::clone(&news);
+        spawn("gpu", move || follow_gpu(follower, &news))?;
+    }
+
+    // cells, tables and names -> totals
     let collector = Arc::new(Mutex::new(Collector::new(
         kernel,
+        gpu,
         Arc::clone(&cgroups),
         config.sysfs.clone(),
         config.series_retention,
@@ -153,7 +163,7 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         Arc::clone(&collector),
         cgroups,
         mounts,
-        gone,
+        news,
         follows,
     ));
     if std::io::stdout().is_terminal() {
@@ -193,9 +203,17 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn spawn(name: &str, follow: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(follow)
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
 /// Takes in the cgroups that come and go, and says when one has gone. Has a thread of its own, so
 /// that the small ring is emptied whatever else goes on.
-fn follow_cgroups(mut events: Events, cgroups: &Mutex<Cgroups>, gone: &Notify) {
+fn follow_cgroups(mut events: Events, cgroups: &Mutex<Cgroups>, news: &Notify) {
     loop {
         if let Err(error) = events.wait() {
             tracing::error!(%error, "cgroup events cannot be followed");
@@ -212,17 +230,35 @@ fn follow_cgroups(mut events: Events, cgroups: &Mutex<Cgroups>, gone: &Notify) {
             }
         }
         if removed {
-            gone.notify_one();
+            news.notify_one();
         }
     }
 }
 
-/// Keeps totals current without a scrape, and gives the cells of gone workloads back.
+/// Attaches to CUDA as programs bring it along, and lets go of it. Has a thread of its own, since
+/// to attach takes milliseconds; says when there is something to collect for.
+fn follow_gpu(mut follower: Follower, news: &Notify) {
+    let gpu = follower.gpu();
+    let mut known = None;
+    loop {
+        // A collection shows the new verdict, and gives the places of ended processes back.
+        let now = (gpu.status().verdict, gpu.processes().0);
+        if known.replace(now).is_some_and(|known| known != now) {
+            news.notify_one();
+        }
+        if let Err(error) = follower.follow(FOLLOW_TIMEOUT) {
+            tracing::error!(%error, "programs that use CUDA cannot be followed any more");
+            return;
+        }
+    }
+}
+
+/// Keeps totals current without a scrape, and gives the places of gone workloads back.
 async fn maintain(
     collector: Arc<Mutex<Collector>>,
     cgroups: Arc<Mutex<Cgroups>>,
     mounts: Vec<Mount>,
-    gone: Arc<Notify>,
+    news: Arc<Notify>,
     follows: bool,
 ) {
     let mounts = Arc::new(mounts);
@@ -260,7 +296,7 @@ async fn maintain(
         if outcome.unfinished {
             tokio::time::sleep(RECYCLE_INTERVAL).await;
         } else {
-            let timer = tokio::time::timeout(COLLECT_INTERVAL, gone.notified());
+            let timer = tokio::time::timeout(COLLECT_INTERVAL, news.notified());
             if timer.await.is_ok() {
                 tokio::time::sleep(RECYCLE_INTERVAL).await;
             }

@@ -23,6 +23,16 @@ use rustix::{
 /// switched on at any time.
 const FREE_MAP_CALLS: (u32, u32) = (5, 19);
 
+/// Since then the links of `/proc/PID/map_files` are open to `CAP_CHECKPOINT_RESTORE`; before, they take
+/// `CAP_SYS_ADMIN`.
+const OPEN_MAP_FILES: (u32, u32) = (5, 9);
+
+/// Since then many functions are hooked at once, without `perf_event_open()`.
+const MULTI_LINKS: (u32, u32) = (6, 6);
+
+/// From this level on, `perf_event_open()` takes `CAP_SYS_ADMIN`: a patch of Debian and Ubuntu.
+const PARANOID_PERF: i32 = 3;
+
 /// Since then, commit 80ee81e0403c, maps are memory of their maker's cgroup and not charged to `RLIMIT_MEMLOCK`.
 pub(crate) const UNCHARGED_MAPS: (u32, u32) = (5, 11);
 
@@ -137,33 +147,108 @@ pub(crate) fn unfinished(kernel: &Kernel) -> Vec<&'static str> {
         .collect()
 }
 
-/// What of the permitted capabilities must stay, on a kernel of this release and with these probes
-/// [`unfinished`].
-pub(crate) fn keep(permitted: CapabilitySet, release: &str, unfinished: &[&str]) -> Vec<Kept> {
-    let later = (!unfinished.is_empty()).then(|| {
-        format!(
-            "{} attaches a second hook if a device gives no time stamps",
-            unfinished.join(", ")
-        )
-    });
-    let maps = is_before(release, FREE_MAP_CALLS).then(|| {
-        let (major, minor) = FREE_MAP_CALLS;
-        format!(
-            "series come and go, and kernels before {major}.{minor} may refuse map calls without it"
-        )
-    });
+/// What is done once privileges are given up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Later<'a> {
+    /// The kernel's release, such as `5.10.0-30-amd64`.
+    pub(crate) release: &'a str,
+    /// The probes that are [`unfinished`].
+    pub(crate) unfinished: Vec<&'static str>,
+    /// Whether programs that use CUDA are looked for and attached to.
+    pub(crate) gpu: bool,
+    /// Whether that makes calls of `perf_event_open()` that take `CAP_SYS_ADMIN` here.
+    pub(crate) paranoid_perf: bool,
+}
+
+impl<'a> Later<'a> {
+    /// By what is attached, the kernel's release, and `kernel.perf_event_paranoid`.
+    pub(crate) fn new(kernel: &Kernel, release: &'a str, paranoid: &str) -> Self {
+        let mut probes = kernel.probes.iter();
+        let gpu = probes.find(|installed| installed.probe.deferred.is_some());
+        let paranoid = paranoid
+            .trim()
+            .parse()
+            .is_ok_and(|level: i32| level >= PARANOID_PERF);
+        let multi = !is_before(release, MULTI_LINKS);
+        Self {
+            release,
+            unfinished: unfinished(kernel),
+            gpu: gpu.is_some(),
+            paranoid_perf: paranoid
+                && gpu.is_some_and(|gpu| !multi || gpu.status.hook != "uprobe_multi"),
+        }
+    }
+
+    /// What is needed, what may stand in for it, and why.
+    fn needs(&self) -> [(CapabilitySet, CapabilitySet, Vec<String>); 6] {
+        let later = (!self.unfinished.is_empty()).then(|| {
+            format!(
+                "{} attaches a second hook if a device gives no time stamps",
+                self.unfinished.join(", ")
+            )
+        });
+        let maps = is_before(self.release, FREE_MAP_CALLS).then(|| {
+            let (major, minor) = FREE_MAP_CALLS;
+            format!(
+                "series come and go, and kernels before {major}.{minor} may refuse map calls without it"
+            )
+        });
+        let gpu = |reason: &str| self.gpu.then(|| format!("gpu {reason}"));
+        let attaches = gpu("attaches to programs when they begin to use CUDA");
+        let paranoid =
+            gpu("attaches by perf_event_open(), which takes it at this kernel.perf_event_paranoid");
+        let (none, admin) = (CapabilitySet::empty(), CapabilitySet::SYS_ADMIN);
+        let reasons = |reasons: [Option<String>; 3]| reasons.into_iter().flatten().collect();
+        [
+            (
+                CapabilitySet::BPF,
+                admin,
+                reasons([maps, later.clone(), attaches.clone()]),
+            ),
+            (
+                CapabilitySet::PERFMON,
+                admin,
+                reasons([None, later, attaches]),
+            ),
+            (
+                CapabilitySet::SYS_PTRACE,
+                none,
+                reasons([None, None, gpu("reads what the processes of others map")]),
+            ),
+            (
+                CapabilitySet::DAC_READ_SEARCH,
+                none,
+                reasons([None, None, gpu("opens files in the folders of containers")]),
+            ),
+            (
+                if is_before(self.release, OPEN_MAP_FILES) {
+                    admin
+                } else {
+                    CapabilitySet::CHECKPOINT_RESTORE
+                },
+                admin,
+                reasons([None, None, gpu("opens mapped files that are deleted")]),
+            ),
+            (
+                admin,
+                none,
+                reasons([None, None, paranoid.filter(|_| self.paranoid_perf)]),
+            ),
+        ]
+    }
+}
+
+/// What of the permitted capabilities must stay.
+pub(crate) fn keep(permitted: CapabilitySet, later: &Later) -> Vec<Kept> {
     let mut kept: Vec<Kept> = Vec::new();
-    for (needed, reasons) in [
-        (CapabilitySet::BPF, [maps, later.clone()]),
-        (CapabilitySet::PERFMON, [None, later]),
-    ] {
-        let Some(capability) = [needed, CapabilitySet::SYS_ADMIN]
+    for (needed, stand_in, reasons) in later.needs() {
+        let Some(capability) = [needed, stand_in]
             .into_iter()
-            .find(|capability| permitted.contains(*capability))
+            .find(|capability| !capability.is_empty() && permitted.contains(*capability))
         else {
             continue;
         };
-        for reason in reasons.into_iter().flatten() {
+        for reason in reasons {
             match kept.iter_mut().find(|kept| kept.capability == capability) {
                 Some(kept) if kept.reason.contains(&reason) => {}
                 Some(kept) => kept.reason = format!("{}; {reason}", kept.reason),
@@ -172,6 +257,29 @@ pub(crate) fn keep(permitted: CapabilitySet, release: &str, unfinished: &[&str])
         }
     }
     kept
+}
+
+/// What the gpu probe does without, in one line, where it lacks a capability. The other probes do
+/// not start without theirs.
+pub(crate) fn missed(permitted: CapabilitySet, later: &Later) -> Option<String> {
+    let missed: Vec<String> = later
+        .needs()
+        .into_iter()
+        .filter(|(needed, stand_in, reasons)| {
+            let either = needed.union(*stand_in);
+            !reasons.is_empty() && !permitted.intersects(either)
+        })
+        .map(|(needed, _, reasons)| {
+            let names = names(needed).join(" and ");
+            format!("{names} ({})", reasons.join("; "))
+        })
+        .collect();
+    (later.gpu && !missed.is_empty()).then(|| {
+        format!(
+            "some programs that use CUDA may not be seen, for want of {}",
+            missed.join(", ")
+        )
+    })
 }
 
 /// The capabilities and reasons in one line.
@@ -194,6 +302,8 @@ pub(crate) fn describe(kept: &[Kept]) -> String {
 #[derive(Debug)]
 pub(crate) struct Reduced {
     kept: Vec<Kept>,
+    /// See [`missed`].
+    pub(crate) missed: Option<String>,
     /// Whether the bounding set is reduced likewise: that takes `CAP_SETPCAP`.
     bounded: bool,
 }
@@ -232,7 +342,11 @@ pub(crate) fn reduce(kernel: &Kernel, procfs: &Path) -> Result<Reduced, Privileg
         }
     };
     let before = capabilities(None).map_err(refused("capget"))?;
-    let kept = keep(before.permitted, &release, &unfinished(kernel));
+    // Where it cannot be read, there is no such patch to heed.
+    let paranoid = fs::read_to_string(procfs.join("sys/kernel/perf_event_paranoid"));
+    let later = Later::new(kernel, &release, &paranoid.unwrap_or_default());
+    let missed = missed(before.permitted, &later);
+    let kept = keep(before.permitted, &later);
     let keep = kept.iter().fold(CapabilitySet::empty(), |all, kept| {
         all.union(kept.capability)
     });
@@ -267,7 +381,11 @@ pub(crate) fn reduce(kernel: &Kernel, procfs: &Path) -> Result<Reduced, Privileg
     };
     set_capabilities(None, sets).map_err(refused("capset"))?;
     set_no_new_privs(true).map_err(refused("prctl(PR_SET_NO_NEW_PRIVS)"))?;
-    Ok(Reduced { kept, bounded })
+    Ok(Reduced {
+        kept,
+        missed,
+        bounded,
+    })
 }
 
 #[cfg(test)]
@@ -326,11 +444,21 @@ mod tests {
         }
     }
 
+    fn capabilities(permitted: CapabilitySet, later: &Later) -> Vec<CapabilitySet> {
+        let kept = keep(permitted, later);
+        kept.iter().map(|kept| kept.capability).collect()
+    }
+
     #[test]
     fn what_stays_is_what_may_be_needed() {
-        let sets = |permitted, release, unfinished: &[&str]| -> Vec<CapabilitySet> {
-            let kept = keep(permitted, release, unfinished);
-            kept.iter().map(|kept| kept.capability).collect()
+        let sets = |permitted, release, unfinished: &[&'static str]| {
+            let later = Later {
+                release,
+                unfinished: unfinished.to_vec(),
+                ..Later::default()
+            };
+            assert_eq!(missed(permitted, &later), None);
+            capabilities(permitted, &later)
         };
         let (bpf, perfmon, admin) = (
             CapabilitySet::BPF,
@@ -362,7 +490,14 @@ mod tests {
     fn every_reason_is_given_once() {
         let later = "disk attaches a second hook if a device gives no time stamps";
         let maps = "series come and go, and kernels before 5.19 may refuse map calls without it";
-        let line = |permitted, release| describe(&keep(permitted, release, &["disk"]));
+        let line = |permitted, release| {
+            let later = Later {
+                release,
+                unfinished: vec!["disk"],
+                ..Later::default()
+            };
+            describe(&keep(permitted, &later))
+        };
         assert_eq!(
             line(FULL, "6.12.0"),
             format!("CAP_BPF and CAP_PERFMON ({later})")
@@ -376,5 +511,79 @@ mod tests {
             format!("CAP_SYS_ADMIN ({maps}; {later})")
         );
         assert_eq!(describe(&[]), "none");
+    }
+
+    fn gpu(release: &str, paranoid_perf: bool) -> Later<'_> {
+        Later {
+            release,
+            gpu: true,
+            paranoid_perf,
+            ..Later::default()
+        }
+    }
+
+    #[test]
+    fn the_gpu_probe_keeps_what_it_looks_for_programs_with() {
+        let (bpf, perfmon) = (CapabilitySet::BPF, CapabilitySet::PERFMON);
+        let (ptrace, search) = (CapabilitySet::SYS_PTRACE, CapabilitySet::DAC_READ_SEARCH);
+        let restore = CapabilitySet::CHECKPOINT_RESTORE;
+        let admin = CapabilitySet::SYS_ADMIN;
+        for (permitted, later, expected) in [
+            (
+                FULL,
+                gpu("6.18.0", false),
+                vec![bpf, perfmon, ptrace, search, restore],
+            ),
+            (
+                FULL,
+                gpu("6.1.0", true),
+                vec![bpf, perfmon, ptrace, search, restore, admin],
+            ),
+            (
+                FULL,
+                gpu("5.8.0", false),
+                vec![bpf, perfmon, ptrace, search, admin],
+            ),
+            (bpf.union(perfmon), gpu("6.18.0", false), vec![bpf, perfmon]),
+            (
+                admin.union(ptrace),
+                gpu("6.18.0", false),
+                vec![admin, ptrace],
+            ),
+        ] {
+            assert_eq!(capabilities(permitted, &later), expected, "{later:?}");
+        }
+        assert_eq!(
+            describe(&keep(FULL, &gpu("6.18.0", false))),
+            "CAP_BPF and CAP_PERFMON (gpu attaches to programs when they begin to use CUDA), \
+             CAP_SYS_PTRACE (gpu reads what the processes of others map), \
+             CAP_DAC_READ_SEARCH (gpu opens files in the folders of containers), \
+             CAP_CHECKPOINT_RESTORE (gpu opens mapped files that are deleted)"
+        );
+    }
+
+    #[test]
+    fn what_the_gpu_probe_lacks_is_said() {
+        let two = CapabilitySet::BPF.union(CapabilitySet::PERFMON);
+        assert_eq!(missed(FULL, &gpu("6.18.0", true)), None);
+        assert_eq!(missed(two, &Later::default()), None);
+        let some = two
+            .union(CapabilitySet::SYS_PTRACE)
+            .union(CapabilitySet::DAC_READ_SEARCH);
+        assert_eq!(
+            missed(some, &gpu("6.18.0", false)).as_deref(),
+            Some(
+                "some programs that use CUDA may not be seen, for want of CAP_CHECKPOINT_RESTORE (gpu opens mapped files that are deleted)"
+            )
+        );
+        let missed = missed(two, &gpu("6.1.0", true)).unwrap();
+        for name in [
+            "CAP_SYS_PTRACE",
+            "CAP_DAC_READ_SEARCH",
+            "CAP_CHECKPOINT_RESTORE",
+            "CAP_SYS_ADMIN",
+        ] {
+            assert!(missed.contains(name), "no {name} in {missed}");
+        }
     }
 }

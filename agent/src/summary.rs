@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use probes::MetricKind;
+
 use crate::collect::{Probe, Totals, Value};
 
 /// How often it is printed.
@@ -10,8 +12,16 @@ pub(crate) const INTERVAL: Duration = Duration::from_secs(2);
 /// Remembers the sums of the last print, to show what came since.
 #[derive(Debug)]
 pub(crate) struct Summary {
-    last: Vec<Totals>,
+    last: Vec<Last>,
     since: Instant,
+}
+
+/// The sums of a probe that are shown.
+#[derive(Debug, Default)]
+struct Last {
+    histogram: Totals,
+    count: u64,
+    time_ns: u64,
 }
 
 impl Summary {
@@ -22,26 +32,58 @@ impl Summary {
         }
     }
 
-    /// What came since the last call, in one line: each probe's first histogram.
+    /// What came since the last call, in one line: each probe's first histogram; of the gpu probe,
+    /// whose gaps are no events to wait for, launches and the time without any.
     pub(crate) fn line(&mut self, probes: &[Probe], now: Instant) -> String {
         let seconds = (now - std::mem::replace(&mut self.since, now)).as_secs_f64();
-        self.last.resize_with(probes.len(), Totals::default);
+        self.last.resize_with(probes.len(), Last::default);
         let parts: Vec<String> = probes
             .iter()
             .zip(&mut self.last)
             .filter(|(probe, _)| probe.installed.status.verdict.is_up())
             .filter_map(|(probe, last)| {
+                let name = probe.installed.probe.name;
+                if probe.installed.probe.deferred.is_some() {
+                    let count = first(probe, MetricKind::Counter);
+                    let time_ns = first(probe, MetricKind::CounterSeconds);
+                    let launches = count - std::mem::replace(&mut last.count, count);
+                    let starved_ns = time_ns - std::mem::replace(&mut last.time_ns, time_ns);
+                    return Some(gpu_part(name, launches, starved_ns, seconds));
+                }
                 let sum = probe.sums.iter().find_map(|value| match value {
                     Value::Histogram(sum) => Some(sum),
-                    Value::Counter(_) => None,
+                    _ => None,
                 })?;
-                let recent = sum.since(last);
-                *last = (**sum).clone();
-                Some(part(probe.installed.probe.name, &recent, seconds))
+                let recent = sum.since(&last.histogram);
+                last.histogram = (**sum).clone();
+                Some(part(name, &recent, seconds))
             })
             .collect();
         parts.join("    ")
     }
+}
+
+/// The sum of a probe's first metric of this kind.
+fn first(probe: &Probe, kind: MetricKind) -> u64 {
+    let metrics = probe.installed.probe.metrics.iter();
+    let sums = metrics.zip(&probe.sums);
+    let mut sums = sums.filter(|(metric, _)| metric.kind == kind);
+    match sums.next() {
+        Some((_, Value::Counter(sum) | Value::CounterNs(sum))) => *sum,
+        _ => 0,
+    }
+}
+
+/// Several processes and devices may starve at once: for more than a second each second.
+#[allow(clippy::cast_precision_loss)] // launches of two seconds
+fn gpu_part(name: &str, launches: u64, starved_ns: u64, seconds: f64) -> String {
+    let rate = launches as f64 / seconds;
+    let starved = if starved_ns == 0 {
+        "-".to_owned()
+    } else {
+        duration(starved_ns as f64 / 1e9 / seconds)
+    };
+    format!("{name} {rate:>9.1}/s  starved {starved:>7}/s")
 }
 
 #[allow(clippy::cast_precision_loss)] // events of two seconds
@@ -99,6 +141,18 @@ mod tests {
         assert_eq!(
             part("disk", &Totals::default(), 2.0),
             "disk       0.0/s  p50       -  p99       -"
+        );
+    }
+
+    #[test]
+    fn a_gpus_part_tells_launches_and_starvation() {
+        assert_eq!(
+            gpu_part("gpu", 9000, 840_000_000, 2.0),
+            "gpu    4500.0/s  starved  420 ms/s"
+        );
+        assert_eq!(
+            gpu_part("gpu", 0, 0, 2.0),
+            "gpu       0.0/s  starved       -/s"
         );
     }
 }

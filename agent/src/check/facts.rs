@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     config::Config,
     enrich::cgroup::mounts,
-    privileges::{self, UNCHARGED_MAPS},
+    privileges::{self, Later, UNCHARGED_MAPS},
 };
 
 /// Something about the host that the probes depend on.
@@ -65,11 +65,16 @@ pub(super) fn host(config: &Config, kernel: Option<&Kernel>) -> Vec<Fact> {
             ),
         ),
     ];
+    if let Some(wsl) = wsl(known_release, Path::new(WSL_GPU).exists()) {
+        facts.push(("WSL2", wsl));
+    }
     if let Some(kernel) = kernel {
         let permitted = privileges::set(&status, "CapPrm:");
-        let unfinished = privileges::unfinished(kernel);
-        let kept = privileges::keep(permitted, known_release, &unfinished);
-        facts.push(("kept", plain(privileges::describe(&kept))));
+        let paranoid = proc("sys/kernel/perf_event_paranoid").unwrap_or_default();
+        let later = Later::new(kernel, known_release, &paranoid);
+        let kept = privileges::describe(&privileges::keep(permitted, &later));
+        let missed = privileges::missed(permitted, &later);
+        facts.push(("kept", (kept, missed)));
     }
     facts.extend([
         ("seccomp", seccomp(&status)),
@@ -114,6 +119,23 @@ fn read(path: &Path) -> Result<String, String> {
 
 fn unless_unknown(result: Result<String, String>) -> String {
     result.unwrap_or_else(|error| error)
+}
+
+/// The device by which WSL2 passes the GPU of Windows on.
+const WSL_GPU: &str = "/dev/dxg";
+
+/// What WSL2 means to the gpu probe, by the kernel's release and whether there is that device.
+fn wsl(release: &str, has_gpu: bool) -> Option<Finding> {
+    (has_gpu || release.to_lowercase().contains("microsoft")).then(|| {
+        meaning(
+            if has_gpu {
+                "the GPU's driver is Windows' own, projected into this guest through a shim (/dev/dxg, libcuda.so in /usr/lib/wsl/lib)"
+            } else {
+                "without a GPU: there is no /dev/dxg, by which Windows' own driver is projected into a guest"
+            },
+            "calls of the CUDA runtime in this guest are seen as everywhere, what programs of Windows do on the same GPU is not",
+        )
+    })
 }
 
 /// The kernel's own types, else those of a file.
@@ -496,5 +518,23 @@ mod tests {
             shown(tracefs(V2, |_| Ok(()))),
             "not mounted (only classic tracepoints need it)"
         );
+    }
+
+    #[test]
+    fn wsl_is_known_by_its_kernel_or_its_gpu() {
+        let wsl = |release, has_gpu| wsl(release, has_gpu).map(shown);
+        let (with, without) = (
+            "the GPU's driver is Windows' own, projected into this guest through a shim (/dev/dxg, libcuda.so in /usr/lib/wsl/lib) (calls of the CUDA runtime in this guest are seen as everywhere, what programs of Windows do on the same GPU is not)",
+            "without a GPU: there is no /dev/dxg, by which Windows' own driver is projected into a guest (calls of the CUDA runtime in this guest are seen as everywhere, what programs of Windows do on the same GPU is not)",
+        );
+        assert_eq!(wsl("6.18.44", false), None);
+        let release = "5.15.167.4-microsoft-standard-WSL2";
+        assert_eq!(wsl(release, true).as_deref(), Some(with));
+        assert_eq!(wsl(release, false).as_deref(), Some(without));
+        assert_eq!(
+            wsl("4.4.0-19041-Microsoft", false).as_deref(),
+            Some(without)
+        );
+        assert_eq!(wsl("6.18.44-custom", true).as_deref(), Some(with));
     }
 }

@@ -81,11 +81,15 @@ fn workloads() -> String {
         "## Workloads\n\n\
          Every metric of a probe has these labels, and those that its table names.\n\n{}\n\
          - The cgroup is that of the socket, and of the block request, whichever process runs when \
-         the event happens.\n\
+         the event happens; of `gpu`, that of the process when it first called CUDA, in the v2 tree.\n\
+         - `process`, on the metrics of `gpu`, is the command name of the thread that made its process' first CUDA call. \
+         Processes of the same cgroup and name count together, and what they have counted stays when one ends.\n\
          - `cgroup=\"other\"`, and `device=\"other\"`, hold what happened while no cell was free: see \
-         `--series.max` and `sentry_series_overflow_total`. The sum over all cgroups is complete.\n\
+         `--series.max` and `sentry_series_overflow_total`. With `process=\"other\"` they hold the \
+         processes that found no place among those of `gpu`. The sum over all cgroups is complete.\n\
          - `cgroup=\"unknown:HIERARCHY:ID\"` is a cgroup whose name is not known, mostly since it was gone too soon.\n\
-         - A series stays for `--series.retention` after its cgroup is gone, then it is dropped.\n\
+         - A series stays for `--series.retention` after its cgroup, or of `gpu` its last process, is gone, then it is dropped. \
+         A gauge is 0 meanwhile.\n\
          - A series appears with its first event. A probe that does not run has no metrics: look at \
          `sentry_probe_up`.\n\n\
          The buckets of histograms are four to the octave, from 2^-18 s ({:.1} µs) to {last} s, edges \
@@ -126,18 +130,14 @@ fn section(probe: &Probe) -> String {
         ]
     });
     text += &table(
-        &[
-            "Metric",
-            "Type",
-            "Unit",
-            "Labels",
-            "Meaning",
-            "Source in the kernel",
-        ],
+        &["Metric", "Type", "Unit", "Labels", "Meaning", "Source"],
         &rows.collect::<Vec<_>>(),
     );
     text.push_str("\nHooks, best first:\n\n");
     for rung in probe.rungs {
+        if rung.variants.is_empty() {
+            let _ = writeln!(text, "- `{}`: {}", rung.hook, uprobes(rung.hook));
+        }
         for variant in rung.variants {
             let points: Vec<&str> = variant
                 .programs
@@ -164,6 +164,18 @@ fn section(probe: &Probe) -> String {
     }
     text.push('\n');
     text
+}
+
+/// How a hook of the gpu probe works, whose places are not in this kernel but in files.
+fn uprobes(hook: &str) -> &'static str {
+    match hook {
+        "uprobe_multi" => {
+            "all functions of a file at once; each tells its program by a cookie which it is (Linux 6.6 or later)"
+        }
+        "uprobe_cookie" => "one by one, with cookies as well (Linux 5.15 or later)",
+        "uprobe" => "one by one, a program for each function",
+        other => panic!("{other} has no description"),
+    }
 }
 
 fn agent() -> String {
@@ -207,11 +219,14 @@ const VERDICTS: [(Verdict, &str); 4] = [
         Verdict::Degraded,
         "The probe runs; the reason says what is missing",
     ),
-    (Verdict::Unsupported, "This kernel cannot run the probe"),
+    (
+        Verdict::Unsupported,
+        "This kernel cannot run the probe, or there is nothing here that it could be attached to",
+    ),
     (Verdict::Failed, "The probe should run here and does not"),
 ];
 
-const REASONS: [Reason; 14] = [
+const REASONS: [Reason; 16] = [
     Reason::Ok,
     Reason::NoBtf,
     Reason::NoHook,
@@ -226,6 +241,8 @@ const REASONS: [Reason; 14] = [
     Reason::LimitedHook,
     Reason::CgroupV1Only,
     Reason::KernelTooOld,
+    Reason::NoCuda,
+    Reason::NoMappingEvents,
 ];
 
 /// A reason in words. A new one does not compile before it has its line here; it belongs into
@@ -254,6 +271,12 @@ fn meaning(reason: Reason) -> &'static str {
             "Only cgroup v1 is mounted, and sockets belong to cgroups of v2 only"
         }
         Reason::KernelTooOld => "The kernel is older than 5.10 and lacks what every probe needs",
+        Reason::NoCuda => {
+            "No process maps libcudart or libcuda; the probe is attached as soon as one does"
+        }
+        Reason::NoMappingEvents => {
+            "The kernel does not tell what processes map, so procfs is looked through time and again, and a short-lived process may be missed"
+        }
     }
 }
 
@@ -349,10 +372,11 @@ fn memory() -> String {
         .collect();
     format!(
         "## Memory\n\n\
-         What the maps of both probes take in the kernel, in bytes, as `sentry_bpf_map_memory_bytes` shows it \
+         What the maps of `tcp` and `disk` take in the kernel, in bytes, as `sentry_bpf_map_memory_bytes` shows it \
          on 6.18. N is `--series.max`, C the number of CPUs that the machine may have (`/sys/devices/system/cpu/possible`). \
          The formula was measured with N from 64 to 32,000 and 2 CPUs; what a CPU adds comes from the sizes of the kernel's own structures.\n\n{}\n\
          All of them together:\n\n{}\n\
+         The maps of `gpu` come besides, not before a process uses CUDA: until then it takes none.\n\n\
          A connect whose places in `tcp_started_slots` are taken is kept with its socket, in memory that goes with it. Kernels before 6.4 tell the sizes of maps differently.\n\n\
          A cell of `histograms` is one histogram of one workload. A workload with both ends of \
          handshakes, and with reads and writes on one device, takes six: two of handshakes and two for each operation. The probes' own `other` \
@@ -398,7 +422,8 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 fn kind(kind: MetricKind) -> &'static str {
     match kind {
         MetricKind::Histogram => "histogram",
-        MetricKind::Counter => "counter",
+        MetricKind::Counter | MetricKind::CounterSeconds => "counter",
+        MetricKind::Gauge => "gauge",
     }
 }
 

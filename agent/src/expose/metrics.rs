@@ -76,76 +76,76 @@ impl Encode for Source {
 
 impl Source {
     fn encode_probes(&self, collector: &Collector, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let per_octave = self.buckets_per_octave;
         for (index, probe) in collector.probes().iter().enumerate() {
-            // A probe that does not run has no values; a zero would look like one.
-            if !probe.installed.status.verdict.is_up() {
-                continue;
-            }
+            let up = probe.installed.status.verdict.is_up();
             for (number, metric) in probe.installed.probe.metrics.iter().enumerate() {
+                let shown = collector.shown(index, number);
+                // A probe that does not run has no values; a zero would look like one. The gpu
+                // probe may have run until its last process ended.
+                if !up && (probe.installed.probe.deferred.is_none() || shown.is_empty()) {
+                    continue;
+                }
                 let family = Family::new(metric.name);
                 let mut encoder = family.describe(
                     encoder,
                     metric.help,
                     match metric.kind {
                         MetricKind::Histogram => MetricType::Histogram,
-                        MetricKind::Counter => MetricType::Counter,
+                        MetricKind::Counter | MetricKind::CounterSeconds => MetricType::Counter,
+                        MetricKind::Gauge => MetricType::Gauge,
                     },
                 )?;
-                let has_device = metric.labels.contains(&"device");
+                let other = |label| metric.labels.contains(&label).then(|| OTHER.to_owned());
                 let other = Labels {
                     cgroup: OTHER.to_owned(),
-                    device: has_device.then(|| OTHER.to_owned()),
+                    process: other("process"),
+                    device: other("device"),
                 };
                 let others = probe
                     .other
                     .iter()
                     .filter(|(sample, value)| sample.metric == number && !value.is_zero());
-                for (labels, own, value) in collector.shown(index, number) {
-                    self.encode_value(&mut encoder, labels, own, &value)?;
+                for (labels, own, value) in shown {
+                    encode_value(&mut encoder, labels, &own, &value, per_octave)?;
                 }
                 for (sample, value) in others {
-                    self.encode_value(&mut encoder, &other, &sample.labels, value)?;
+                    encode_value(&mut encoder, &other, &sample.labels, value, per_octave)?;
                 }
             }
         }
         Ok(())
     }
-
-    fn encode_value(
-        &self,
-        encoder: &mut MetricEncoder,
-        labels: &Labels,
-        own: &[(&'static str, &'static str)],
-        value: &Value,
-    ) -> fmt::Result {
-        // Pods and containers get their names with container attribution.
-        let mut set: Vec<(&str, &str)> = vec![
-            ("namespace", ""),
-            ("pod", ""),
-            ("container", ""),
-            ("cgroup", &labels.cgroup),
-        ];
-        set.extend(labels.device.as_deref().map(|device| ("device", device)));
-        set.extend(own);
-        let mut encoder = encoder.encode_family(&set)?;
-        match value {
-            Value::Counter(count) => encoder.encode_counter::<NoLabelSet, _, f64>(count, None),
-            Value::Histogram(totals) => encoder.encode_histogram::<NoLabelSet>(
-                seconds(totals.sum_ns),
-                totals.count(),
-                &classic_buckets(totals, self.buckets_per_octave),
-                None,
-            ),
-        }
-    }
 }
 
-impl Value {
-    fn is_zero(&self) -> bool {
-        match self {
-            Self::Histogram(totals) => totals.count() == 0,
-            Self::Counter(count) => *count == 0,
-        }
+fn encode_value(
+    encoder: &mut MetricEncoder,
+    labels: &Labels,
+    own: &[(&'static str, &str)],
+    value: &Value,
+    buckets_per_octave: u8,
+) -> fmt::Result {
+    // Pods and containers get their names with container attribution.
+    let mut set: Vec<(&str, &str)> = vec![
+        ("namespace", ""),
+        ("pod", ""),
+        ("container", ""),
+        ("cgroup", &labels.cgroup),
+    ];
+    set.extend(labels.process.as_deref().map(|name| ("process", name)));
+    set.extend(labels.device.as_deref().map(|device| ("device", device)));
+    set.extend(own);
+    let mut encoder = encoder.encode_family(&set)?;
+    match value {
+        Value::Counter(count) => encoder.encode_counter::<NoLabelSet, _, f64>(count, None),
+        Value::CounterNs(ns) => encoder.encode_counter::<NoLabelSet, _, f64>(&seconds(*ns), None),
+        Value::Gauge(value) => encoder.encode_gauge(value),
+        Value::Histogram(totals) => encoder.encode_histogram::<NoLabelSet>(
+            seconds(totals.sum_ns),
+            totals.count(),
+            &classic_buckets(totals, buckets_per_octave),
+            None,
+        ),
     }
 }
 
@@ -222,6 +222,53 @@ mod tests {
             assert_eq!(buckets[edges - 2].0.to_bits(), 16f64.to_bits());
             assert_eq!(buckets[edges - 1], (f64::INFINITY, 90));
         }
+    }
+
+    /// One of each kind, of a process.
+    #[derive(Debug)]
+    struct Kinds;
+
+    impl Encode for Kinds {
+        fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+            let labels = Labels {
+                cgroup: "/a".to_owned(),
+                process: Some("a \"b\"".to_owned()),
+                device: Some("0".to_owned()),
+            };
+            for (name, kind, value) in [
+                ("n_total", MetricType::Counter, Value::Counter(u64::MAX)),
+                (
+                    "t_seconds_total",
+                    MetricType::Counter,
+                    Value::CounterNs(1_500_000_001),
+                ),
+                ("g_bytes", MetricType::Gauge, Value::Gauge(1 << 40)),
+            ] {
+                let family = Family::new(name);
+                let mut encoder = family.describe(&mut encoder, "Help", kind)?;
+                encode_value(&mut encoder, &labels, &[("own", "x")], &value, 1)?;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn values_have_their_kind_and_all_labels() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Kinds));
+        let mut text = String::new();
+        text::encode(&mut text, &registry).unwrap();
+        let labels = r#"{namespace="",pod="",container="",cgroup="/a",process="a \"b\"",device="0",own="x"}"#;
+        assert_eq!(
+            text,
+            format!(
+                "# HELP n Help.\n# TYPE n counter\nn_total{labels} 18446744073709551615\n\
+                 # HELP t_seconds Help.\n# TYPE t_seconds counter\n# UNIT t_seconds seconds\n\
+                 t_seconds_total{labels} 1.500000001\n\
+                 # HELP g_bytes Help.\n# TYPE g_bytes gauge\n# UNIT g_bytes bytes\n\
+                 g_bytes{labels} 1099511627776\n# EOF\n"
+            )
+        );
     }
 
     #[test]

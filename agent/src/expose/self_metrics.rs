@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path};
 
-use probes::{OwnCounter, RunStats};
+use probes::{OwnCounter, RunStats, gpu::Gpu};
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
     metrics::MetricType,
@@ -148,23 +148,21 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     },
     SelfMetric {
         name: "sentry_series",
-        help: "Series in use: histograms and counters of live workloads",
+        help: "Series in use: histograms and counters of live workloads; for gpu, processes",
         kind: Kind::Gauge,
         labels: PROBE,
-        read: |reading| {
-            reading.by_probe(|index| Some(reading.collector.series_in_use(index) as u64))
-        },
+        read: |reading| reading.by_probe(|index| Some(reading.collector.series_in_use(index))),
     },
     SelfMetric {
         name: "sentry_series_limit",
-        help: "Most histograms that all probes together have for series, a few of their own included: --series.max; there are as many counters beside them",
+        help: "Most histograms that tcp and disk together have for series, a few of their own included: --series.max; there are as many counters beside them; for gpu, processes",
         kind: Kind::Gauge,
         labels: PROBE,
-        read: |reading| reading.by_probe(|_| Some(u64::from(reading.collector.series_limit()))),
+        read: |reading| reading.by_probe(|index| Some(reading.collector.series_limit(index))),
     },
     SelfMetric {
         name: "sentry_series_overflow_total",
-        help: "Events counted under cgroup=\"other\" because no cell was free",
+        help: "Events counted under cgroup=\"other\" because no cell, or for gpu no place for their process, was free",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::SeriesOverflow),
@@ -214,13 +212,36 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         read: |reading| reading.own(OwnCounter::IosUntracked),
     },
     SelfMetric {
+        name: "sentry_gpu_calls_untracked_total",
+        help: "CUDA calls that found no place for their thread, stream, event or memory",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| {
+            let gpu = reading.collector.gpu();
+            gpu.map_or_else(Vec::new, |gpu| one(gpu.untracked()))
+        },
+    },
+    SelfMetric {
+        name: "sentry_gpu_attach_errors_total",
+        help: "Files with CUDA functions that could not be attached to",
+        kind: Kind::Counter,
+        labels: &["reason"],
+        read: |reading| {
+            let errors = reading.collector.gpu().map(Gpu::attach_errors);
+            let errors = errors.unwrap_or_default().into_iter();
+            errors
+                .map(|(reason, count)| (vec![reason.to_owned()], Number::Whole(count)))
+                .collect()
+        },
+    },
+    SelfMetric {
         name: "sentry_bpf_map_memory_bytes",
         help: "Kernel memory of a BPF map",
         kind: Kind::Gauge,
         labels: &["map"],
         read: |reading| {
-            let maps = reading.collector.map_memory_bytes.iter();
-            maps.map(|(map, bytes)| (vec![map.clone()], Number::Whole(*bytes)))
+            let maps = reading.collector.map_memory_bytes().into_iter();
+            maps.map(|(map, bytes)| (vec![map], Number::Whole(bytes)))
                 .collect()
         },
     },

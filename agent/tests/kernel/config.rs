@@ -27,7 +27,7 @@ fn what_is_unknown_or_wrong_ends_in_one_line() {
         (
             "--probes tcp,dsik",
             "",
-            vec!["--probes", "dsik", "tcp", "disk"],
+            vec!["--probes", "dsik", "tcp", "disk", "gpu"],
         ),
         ("--no.such-flag", "", vec!["--no.such-flag"]),
         ("--series.max 3", "", vec!["--series.max", "64", "32000"]),

@@ -198,13 +198,21 @@ fn check_tells_what_runs_and_leaves_nothing() {
     let report: Value = serde_json::from_slice(&json.stdout).unwrap();
     let probes = report["probes"].as_array().unwrap();
     let names: Vec<_> = probes.iter().map(|probe| &probe["probe"]).collect();
-    assert_eq!(names, ["tcp", "disk", "cgroup"]);
+    assert_eq!(names, ["tcp", "disk", "gpu", "cgroup"]);
     for probe in probes {
+        // Whether a process of this host uses CUDA is not up to this test.
+        let waits = probe["probe"] == "gpu" && probe["reason"] == "no_cuda";
+        let expected: &[&str] = if waits {
+            &["unsupported"]
+        } else {
+            &["attached", "degraded"]
+        };
         assert!(
-            ["attached", "degraded"].contains(&probe["verdict"].as_str().unwrap()),
+            expected.contains(&probe["verdict"].as_str().unwrap()),
             "{probe}"
         );
     }
+    let libraries = report["cuda"].as_array().unwrap();
 
     let table = output(sentry("check"));
     assert_eq!(table.status.code(), Some(0));
@@ -223,6 +231,8 @@ fn check_tells_what_runs_and_leaves_nothing() {
         let line = host.lines().find(|line| line.starts_with(fact));
         assert!(line.is_some(), "no {fact} in {host}");
     }
+    let (rows, cuda) = rows.split_once("\n\n").unwrap_or((rows, ""));
+    assert_eq!(cuda.lines().skip(1).count(), libraries.len(), "{cuda}");
     let rows: Vec<_> = rows.lines().collect();
     assert_eq!(
         rows[0].split_whitespace().collect::<Vec<_>>(),
@@ -235,6 +245,52 @@ fn check_tells_what_runs_and_leaves_nothing() {
     }
     assert_eq!(rows.len(), 1 + probes.len());
     assert_nothing_left(&before);
+}
+
+#[test]
+fn the_gpu_probe_alone_waits_for_cuda() {
+    turn!("the_gpu_probe_alone_waits_for_cuda");
+    let checked = output(sentry("check --probes gpu --format json"));
+    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    let probe = &report["probes"][0];
+    assert_eq!(probe["probe"], "gpu");
+    if probe["reason"] != "no_cuda" {
+        eprintln!("not tried: a process of this host uses CUDA: {probe}");
+        return;
+    }
+    let detail = "no process maps libcudart or libcuda";
+    assert_eq!(probe["verdict"], "unsupported");
+    assert_eq!(probe["detail"], detail);
+    assert_eq!(report["cuda"], Value::Array(Vec::new()));
+    assert_eq!(checked.status.code(), Some(1));
+
+    // Nothing to attach to is no reason not to start, whatever the hook.
+    for hook in ["auto", "uprobe"] {
+        let agent = Agent::start(&format!("--probes gpu --gpu.hook {hook}"));
+        let ready = agent.get("/readyz", &[]);
+        assert_eq!(ready.status, 503);
+        let line = format!("gpu: unsupported: {detail}");
+        assert!(ready.text().contains(&line), "{}", ready.text());
+        let scrape = agent.scrape();
+        let up = [
+            ("probe", "gpu"),
+            ("verdict", "unsupported"),
+            ("reason", "no_cuda"),
+        ];
+        assert_eq!(scrape.value("sentry_probe_up", &up), 0.0);
+        let shown = scrape
+            .types
+            .keys()
+            .filter(|name| name.starts_with("sentry_gpu_"));
+        assert_eq!(
+            shown.collect::<Vec<_>>(),
+            ["sentry_gpu_calls_untracked_total"]
+        );
+        let log = agent.log();
+        let said = log.lines().filter(|said| said.contains(detail)).count();
+        assert_eq!(said, 1, "{log}");
+        agent.stop();
+    }
 }
 
 #[test]

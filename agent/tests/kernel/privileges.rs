@@ -20,6 +20,33 @@ const PERFMON: u64 = 1 << 38;
 /// What loading takes.
 const BOTH: u64 = BPF | PERFMON;
 
+const DAC_READ_SEARCH: u64 = 1 << 2;
+const SYS_PTRACE: u64 = 1 << 19;
+const SYS_ADMIN: u64 = 1 << 21;
+const CHECKPOINT_RESTORE: u64 = 1 << 40;
+
+/// What looking for programs that use CUDA takes besides.
+const CUDA: u64 = DAC_READ_SEARCH | SYS_PTRACE | CHECKPOINT_RESTORE;
+
+/// What attaching to them takes besides on this host: where `perf_event_open()` is for the administrator alone, and
+/// functions are hooked by it.
+fn paranoid() -> u64 {
+    let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
+    let paranoid = level.trim().parse::<i32>().unwrap() >= 3;
+    if paranoid && release() < [6, 6] {
+        SYS_ADMIN
+    } else {
+        0
+    }
+}
+
+/// The kernel's version.
+fn release() -> [u32; 2] {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    [(); 2].map(|()| numbers.next().unwrap().parse().unwrap())
+}
+
 /// The sets that a thread has, and the one that bounds them.
 const SETS: [&str; 5] = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"];
 
@@ -48,6 +75,10 @@ fn mask(line: &str) -> u64 {
         .map(|name| match name {
             "CAP_BPF" => BPF,
             "CAP_PERFMON" => PERFMON,
+            "CAP_DAC_READ_SEARCH" => DAC_READ_SEARCH,
+            "CAP_SYS_PTRACE" => SYS_PTRACE,
+            "CAP_SYS_ADMIN" => SYS_ADMIN,
+            "CAP_CHECKPOINT_RESTORE" => CHECKPOINT_RESTORE,
             other => panic!("{other} in {line}"),
         })
         .fold(0, |all, one| all | one)
@@ -109,6 +140,11 @@ fn nobody_with_two_capabilities_measures_everything() {
     }
     assert_left(&agent, BOTH, BOTH);
     assert_eq!(mask(&said_to_be_kept(&agent)), BOTH);
+    // The gpu probe looks for programs with what it is given, and says what it lacks.
+    let log = agent.log();
+    let mut lines = log.lines().filter(|line| line.contains("for want of"));
+    assert_eq!(mask(lines.next().unwrap()), CUDA | paranoid(), "{log}");
+    assert_eq!(lines.next(), None, "{log}");
     assert_connects(&agent);
     assert_reads(&agent);
     assert_issue_hook_steps_in(&agent);
@@ -119,7 +155,7 @@ fn nobody_with_two_capabilities_measures_everything() {
 fn root_keeps_what_the_second_hook_takes() {
     turn!("root_keeps_what_the_second_hook_takes");
     let _io = IoController::on();
-    let agent = Agent::start("");
+    let agent = Agent::start("--probes tcp,disk");
     assert_eq!(agent.get("/readyz", &[]).status, 200);
     agent.scrape();
     let kept = said_to_be_kept(&agent);
@@ -135,16 +171,35 @@ fn root_keeps_what_the_second_hook_takes() {
 }
 
 #[test]
+fn root_keeps_what_it_looks_for_cuda_with() {
+    turn!("root_keeps_what_it_looks_for_cuda_with");
+    let agent = Agent::start("--probes gpu");
+    agent.scrape();
+    let kept = said_to_be_kept(&agent);
+    let left = BOTH | CUDA | paranoid();
+    assert_eq!(mask(&kept), left, "{kept}");
+    assert!(!agent.log().contains("for want of"), "{}", agent.log());
+    let tasks = Path::new("/proc")
+        .join(agent.pid().to_string())
+        .join("task");
+    let names: Vec<String> = fs::read_dir(tasks)
+        .unwrap()
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+        .collect();
+    assert!(names.iter().any(|name| name == "gpu\n"), "{names:?}");
+    assert_left(&agent, left, left);
+    agent.stop();
+}
+
+#[test]
 fn without_a_second_hook_fewer_are_kept_and_series_still_come_and_go() {
     turn!("without_a_second_hook_fewer_are_kept_and_series_still_come_and_go");
     let agent = Agent::start("--probes tcp --series.retention 1s");
     assert_eq!(agent.get("/readyz", &[]).status, 200);
     agent.scrape();
     let kept = said_to_be_kept(&agent);
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let version = [(); 2].map(|()| numbers.next().unwrap().parse::<u32>().unwrap());
-    let expected = if version < [5, 19] { BPF } else { 0 };
+    let expected = if release() < [5, 19] { BPF } else { 0 };
     assert_eq!(mask(&kept), expected, "{kept}");
     assert_left(&agent, expected, expected);
     // All cells taken, given back, and taken again.
@@ -228,7 +283,9 @@ fn check_looks_at_all_that_decides() {
         assert_ne!(fact(&report, name).0, "", "{name}");
     }
     assert!(fact(&report, "capabilities").0.ends_with(", as uid 0"));
-    assert_eq!(mask(&fact(&report, "kept").0), BOTH);
+    let (kept, lacking) = fact(&report, "kept");
+    assert_eq!(mask(&kept), BOTH | CUDA | paranoid());
+    assert_eq!(lacking, None);
 
     let folder = Folder::new();
     let args = ["check", "--format", "json"];
@@ -240,6 +297,9 @@ fn check_looks_at_all_that_decides() {
         fact(&report, "privileges").0,
         "CAP_BPF and CAP_PERFMON are there"
     );
+    let (kept, lacking) = fact(&report, "kept");
+    assert_eq!(mask(&kept), BOTH);
+    assert_eq!(mask(&lacking.unwrap()), CUDA | paranoid());
     let (tracefs, meaning) = fact(&report, "tracefs");
     if tracefs != "not mounted" {
         assert!(meaning.unwrap().contains("CAP_DAC_READ_SEARCH"));

@@ -1,0 +1,624 @@
+//! Totals of GPU processes: by workload and command name, so that they outlive the process.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use probes::{
+    Workload,
+    gpu::{Process, Reading, ReadingValue},
+};
+
+use super::{Labels, Outcome, QUARANTINE, Shown, Totals, Value};
+use crate::enrich::cgroup;
+
+/// The cgroup and process of those that found no place in the table.
+const OTHER: &str = "other";
+
+/// Labels besides workload, process and device.
+type Own = Vec<(&'static str, Cow<'static, str>)>;
+
+/// The totals, and the last reading of every process.
+#[derive(Debug, Default)]
+pub(super) struct ProcessTotals {
+    /// By their number in the table.
+    processes: HashMap<u16, Known>,
+    /// By metric and all labels.
+    totals: BTreeMap<(usize, Labels, Own), Total>,
+}
+
+/// A process as it was last read.
+#[derive(Debug)]
+struct Known {
+    generation: u32,
+    tgid: u32,
+    last: HashMap<(usize, Option<u32>, Own), ReadingValue>,
+    /// When it was first found to be gone.
+    exited: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Total {
+    value: Value,
+    /// Whose it is, as long as that may have to be named.
+    workload: Option<Workload>,
+    /// When a living process last had it, or it last changed.
+    touched: Instant,
+}
+
+impl ProcessTotals {
+    /// Takes in every process that `read` gives: what each has gained, and what is there now.
+    /// Gives back those that are gone, and whose last values these were.
+    pub(super) fn take_in(
+        &mut self,
+        read: impl FnOnce(&mut dyn FnMut(Process)),
+        path: impl Fn(Workload) -> Option<String>,
+        now: Instant,
+        sums: &mut [Value],
+        outcome: &mut Outcome,
+    ) -> Vec<Process> {
+        let totals = self.totals.values_mut().map(|total| &mut total.value);
+        for value in totals.chain(sums.iter_mut()) {
+            if let Value::Gauge(value) = value {
+                *value = 0;
+            }
+        }
+        let mut rested = Vec::new();
+        read(&mut |process| {
+            let workload = (!process.other).then_some(process.workload);
+            let cgroup = workload.map_or_else(
+                || OTHER.to_owned(),
+                |workload| path(workload).unwrap_or_else(|| cgroup::unknown(workload)),
+            );
+            self.add(&process, &cgroup, workload, now, sums);
+            match self.since_exit(&process, now) {
+                Some(rest) if rest >= QUARANTINE => rested.push(process),
+                Some(_) => outcome.unfinished = true,
+                None => {}
+            }
+        });
+        self.name(path, outcome);
+        rested
+    }
+
+    fn add(
+        &mut self,
+        process: &Process,
+        cgroup: &str,
+        workload: Option<Workload>,
+        now: Instant,
+        sums: &mut [Value],
+    ) {
+        let fresh = || Known {
+            generation: process.generation,
+            tgid: process.tgid,
+            last: HashMap::new(),
+            exited: None,
+        };
+        let known = self
+            .processes
+            .entry(process.slot)
+            .and_modify(|known| {
+                if (known.generation, known.tgid) != (process.generation, process.tgid) {
+                    *known = fresh();
+                }
+            })
+            .or_insert_with(fresh);
+        for Reading {
+            metric,
+            device,
+            labels,
+            value,
+        } in &process.readings
+        {
+            let last = known
+                .last
+                .entry((*metric, *device, labels.clone()))
+                .or_insert_with(|| nothing(value));
+            let mut gained = gain(last, value);
+            // What is gone holds nothing.
+            if process.exited && matches!(gained, Value::Gauge(_)) {
+                gained = Value::Gauge(0);
+            }
+            let command = if process.other {
+                OTHER
+            } else {
+                &process.command
+            };
+            let labels_of_workload = Labels {
+                cgroup: cgroup.to_owned(),
+                process: Some(command.to_owned()),
+                device: device.map(|device| device.to_string()),
+            };
+            sums[*metric].add(&gained);
+            let total = self
+                .totals
+                .entry((*metric, labels_of_workload, labels.clone()))
+                .or_insert_with(|| Total {
+                    value: gained.zero(),
+                    workload,
+                    touched: now,
+                });
+            if !process.exited || !gained.is_zero() {
+                total.touched = now;
+            }
+            total.value.add(&gained);
+        }
+    }
+
+    /// How long a process has been known to be gone; `None` while it lives.
+    fn since_exit(&mut self, process: &Process, now: Instant) -> Option<Duration> {
+        let known = self.processes.get_mut(&process.slot)?;
+        process
+            .exited
+            .then(|| now.duration_since(*known.exited.get_or_insert(now)))
+    }
+
+    /// Gives cgroups their names that were not known before.
+    fn name(&mut self, path: impl Fn(Workload) -> Option<String>, outcome: &mut Outcome) {
+        let mut named = Vec::new();
+        for ((metric, labels, own), total) in &self.totals {
+            let Some(workload) = total.workload else {
+                continue;
+            };
+            if !labels.cgroup.starts_with("unknown:") {
+                continue;
+            }
+            match path(workload) {
+                Some(path) if path != labels.cgroup => {
+                    named.push(((*metric, labels.clone(), own.clone()), path));
+                }
+                Some(_) => {}
+                None if outcome.unknown.contains(&workload) => {}
+                None => outcome.unknown.push(workload),
+            }
+        }
+        for (key, path) in named {
+            let Some(total) = self.totals.remove(&key) else {
+                continue;
+            };
+            let (metric, labels, own) = key;
+            let labels = Labels {
+                cgroup: path,
+                ..labels
+            };
+            match self.totals.entry((metric, labels, own)) {
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(total);
+                }
+                std::collections::btree_map::Entry::Occupied(mut entry) => {
+                    let heir = entry.get_mut();
+                    heir.value.add(&total.value);
+                    heir.touched = heir.touched.max(total.touched);
+                }
+            }
+        }
+    }
+
+    /// Its number is another's from now on.
+    pub(super) fn recycled(&mut self, process: &Process) {
+        self.processes.remove(&process.slot);
+    }
+
+    /// Drops totals that no living process has and that have not changed for `retention`, and
+    /// the oldest when there are more than `retained_max`; says how many those were.
+    pub(super) fn forget(&mut self, now: Instant, retention: Duration, retained_max: usize) -> u64 {
+        self.totals
+            .retain(|_, total| total.touched == now || now - total.touched < retention);
+        let mut touched: Vec<Instant> = self
+            .totals
+            .values()
+            .map(|total| total.touched)
+            .filter(|touched| *touched != now)
+            .collect();
+        let surplus = touched.len().saturating_sub(retained_max);
+        if surplus == 0 {
+            return 0;
+        }
+        touched.sort_unstable();
+        let newest = touched[surplus - 1];
+        let mut left = surplus;
+        self.totals.retain(|_, total| {
+            let drop = left > 0 && total.touched <= newest;
+            left -= usize::from(drop);
+            !drop
+        });
+        surplus as u64
+    }
+
+    /// What is shown of a metric, sorted by its labels.
+    pub(super) fn shown(&self, metric: usize) -> Vec<Shown<'_>> {
+        let totals = self.totals.iter();
+        totals
+            .filter(|((of, _, _), _)| *of == metric)
+            .map(|((_, labels, own), total)| {
+                let own = own.iter().map(|(label, value)| (*label, &**value));
+                (labels, own.collect(), Cow::Borrowed(&total.value))
+            })
+            .collect()
+    }
+}
+
+/// The value of a process that has done nothing yet.
+fn nothing(value: &ReadingValue) -> ReadingValue {
+    match value {
+        ReadingValue::Counter(_) => ReadingValue::Counter(0),
+        ReadingValue::CounterNs(_) => ReadingValue::CounterNs(0),
+        ReadingValue::Gauge(_) => ReadingValue::Gauge(0),
+        ReadingValue::Histogram(_) => ReadingValue::Histogram(Box::default()),
+    }
+}
+
+/// What a reading adds to its total, and makes it the last one. A sum that is read while the
+/// kernel adds to it may seem to have fallen by some nanoseconds: it stays where it was.
+fn gain(last: &mut ReadingValue, now: &ReadingValue) -> Value {
+    let rise = |last: &mut u64, now: u64| {
+        let gained = now.saturating_sub(*last);
+        *last = now.max(*last);
+        gained
+    };
+    match (last, now) {
+        (ReadingValue::Counter(last), ReadingValue::Counter(now)) => {
+            Value::Counter(rise(last, *now))
+        }
+        (ReadingValue::CounterNs(last), ReadingValue::CounterNs(now)) => {
+            Value::CounterNs(rise(last, *now))
+        }
+        (ReadingValue::Histogram(last), ReadingValue::Histogram(now)) => {
+            let mut gained = Totals::default();
+            gained.between(last, now);
+            last.clone_from(now);
+            Value::Histogram(Box::new(gained))
+        }
+        (_, ReadingValue::Gauge(now)) => Value::Gauge(*now),
+        // A process' readings of a metric are of one kind.
+        (_, ReadingValue::Counter(_)) => Value::Counter(0),
+        (_, ReadingValue::CounterNs(_)) => Value::CounterNs(0),
+        (_, ReadingValue::Histogram(_)) => Value::Histogram(Box::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAUNCHES: usize = 0;
+    const STARVED: usize = 1;
+    const GAPS: usize = 2;
+    const ALLOCATED: usize = 3;
+    const RETENTION: Duration = Duration::from_secs(60);
+
+    /// The totals, fed with processes that are made up.
+    struct Fixture {
+        totals: ProcessTotals,
+        sums: Vec<Value>,
+        now: Instant,
+        /// The only name of a cgroup that is known.
+        named: Option<(u64, &'static str)>,
+        retained_max: usize,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self {
+                totals: ProcessTotals::default(),
+                sums: vec![
+                    Value::Counter(0),
+                    Value::CounterNs(0),
+                    Value::Histogram(Box::default()),
+                    Value::Gauge(0),
+                ],
+                now: Instant::now(),
+                named: Some((1, "/job")),
+                retained_max: 100,
+            }
+        }
+
+        /// Takes the processes in, a second after the last time; says which are to be recycled,
+        /// by their number, and how many totals had to go before their time.
+        fn collect(&mut self, processes: &[Process]) -> (Vec<u16>, u64, Outcome) {
+            self.now += Duration::from_secs(1);
+            self.collect_now(processes)
+        }
+
+        fn collect_now(&mut self, processes: &[Process]) -> (Vec<u16>, u64, Outcome) {
+            let named = self.named;
+            let mut outcome = Outcome::default();
+            let rested = self.totals.take_in(
+                |each| processes.iter().cloned().for_each(each),
+                |workload| {
+                    let (id, path) = named?;
+                    (workload.cgroup_id == id).then(|| path.to_owned())
+                },
+                self.now,
+                &mut self.sums,
+                &mut outcome,
+            );
+            let evicted = self.totals.forget(self.now, RETENTION, self.retained_max);
+            for process in &rested {
+                self.totals.recycled(process);
+            }
+            let rested = rested.iter().map(|process| process.slot).collect();
+            (rested, evicted, outcome)
+        }
+
+        /// What is shown of a metric that is a number, as `cgroup process device labels value`.
+        fn shown(&self, metric: usize) -> Vec<String> {
+            let shown = self.totals.shown(metric);
+            shown
+                .into_iter()
+                .map(|(labels, own, value)| {
+                    let value = match &*value {
+                        Value::Histogram(totals) => format!("{:?}", filled(totals)),
+                        Value::Counter(n) | Value::CounterNs(n) | Value::Gauge(n) => n.to_string(),
+                    };
+                    let device = labels.device.as_deref().unwrap_or("-");
+                    let process = labels.process.as_deref().unwrap_or("-");
+                    format!("{} {process} {device} {own:?} {value}", labels.cgroup)
+                })
+                .collect()
+        }
+    }
+
+    /// The sum, and the buckets that are not empty.
+    fn filled(totals: &Totals) -> (u64, Vec<(usize, u64)>) {
+        let buckets = totals.buckets.iter().copied().enumerate();
+        let filled = buckets.filter(|(_, events)| *events > 0);
+        (totals.sum_ns, filled.collect())
+    }
+
+    fn process(slot: u16, readings: Vec<Reading>) -> Process {
+        Process {
+            slot,
+            generation: 0,
+            tgid: 100 + u32::from(slot),
+            other: false,
+            workload: Workload {
+                hierarchy: 0,
+                cgroup_id: 1,
+            },
+            command: "train".to_owned(),
+            exited: false,
+            readings,
+        }
+    }
+
+    fn reading(metric: usize, value: ReadingValue) -> Reading {
+        Reading {
+            metric,
+            device: None,
+            labels: Vec::new(),
+            value,
+        }
+    }
+
+    fn launches(count: u64) -> Reading {
+        Reading {
+            labels: vec![("api", "kernel".into())],
+            ..reading(LAUNCHES, ReadingValue::Counter(count))
+        }
+    }
+
+    fn starved(ns: u64) -> Reading {
+        Reading {
+            device: Some(0),
+            ..reading(STARVED, ReadingValue::CounterNs(ns))
+        }
+    }
+
+    fn allocated(bytes: u64) -> Reading {
+        reading(ALLOCATED, ReadingValue::Gauge(bytes))
+    }
+
+    fn gaps(sum_ns: u64, buckets: &[(usize, u32)]) -> Reading {
+        let mut histogram = probes::Histogram {
+            sum_ns,
+            ..probes::Histogram::default()
+        };
+        for (bucket, events) in buckets {
+            histogram.buckets[*bucket] = *events;
+        }
+        reading(GAPS, ReadingValue::Histogram(Box::new(histogram)))
+    }
+
+    fn number(value: &Value) -> u64 {
+        match value {
+            Value::Counter(n) | Value::CounterNs(n) | Value::Gauge(n) => *n,
+            Value::Histogram(totals) => totals.count(),
+        }
+    }
+
+    #[test]
+    fn processes_with_the_same_labels_add_up() {
+        let mut fixture = Fixture::new();
+        let mut other_name = process(3, vec![launches(1)]);
+        other_name.command = "serve".to_owned();
+        let two = |one, two| {
+            [
+                process(1, vec![launches(one), starved(5)]),
+                process(2, vec![launches(two), starved(7)]),
+                other_name.clone(),
+            ]
+        };
+        fixture.collect(&two(10, 20));
+        let kernel = r#"[("api", "kernel")]"#;
+        assert_eq!(
+            fixture.shown(LAUNCHES),
+            [
+                format!("/job serve - {kernel} 1"),
+                format!("/job train - {kernel} 30"),
+            ]
+        );
+        assert_eq!(fixture.shown(STARVED), ["/job train 0 [] 12"]);
+        fixture.collect(&two(11, 25));
+        assert_eq!(
+            fixture.shown(LAUNCHES)[1],
+            format!("/job train - {kernel} 36")
+        );
+        assert_eq!(number(&fixture.sums[LAUNCHES]), 37);
+        assert_eq!(number(&fixture.sums[STARVED]), 12);
+    }
+
+    #[test]
+    fn a_number_that_is_given_out_again_starts_from_nothing() {
+        let mut fixture = Fixture::new();
+        fixture.collect(&[process(1, vec![launches(10)])]);
+        let next = Process {
+            generation: 1,
+            ..process(1, vec![launches(3)])
+        };
+        fixture.collect(std::slice::from_ref(&next));
+        assert_eq!(number(&fixture.sums[LAUNCHES]), 13);
+        // And so if the table itself is a new one.
+        let next = Process {
+            tgid: 7,
+            ..process(1, vec![launches(4)])
+        };
+        fixture.collect(&[next]);
+        assert_eq!(number(&fixture.sums[LAUNCHES]), 17);
+        // One that was not given for once is no new one.
+        fixture.collect(&[]);
+        let same = Process {
+            tgid: 7,
+            ..process(1, vec![launches(5)])
+        };
+        fixture.collect(&[same]);
+        assert_eq!(number(&fixture.sums[LAUNCHES]), 18);
+    }
+
+    #[test]
+    fn a_racy_fall_is_none() {
+        let mut fixture = Fixture::new();
+        for (read, expected) in [(1000, 1000), (990, 1000), (999, 1000), (1010, 1010)] {
+            fixture.collect(&[process(1, vec![starved(read)])]);
+            let expected = format!("/job train 0 [] {expected}");
+            assert_eq!(fixture.shown(STARVED), [expected], "{read}");
+        }
+    }
+
+    #[test]
+    fn gauges_are_of_the_living() {
+        let mut fixture = Fixture::new();
+        let live = |slot, bytes| process(slot, vec![allocated(bytes), launches(1)]);
+        fixture.collect(&[live(1, 100), live(2, 50)]);
+        assert_eq!(fixture.shown(ALLOCATED), ["/job train - [] 150"]);
+        assert_eq!(number(&fixture.sums[ALLOCATED]), 150);
+        let gone = Process {
+            exited: true,
+            ..live(1, 100)
+        };
+        fixture.collect(&[gone.clone(), live(2, 70)]);
+        assert_eq!(fixture.shown(ALLOCATED), ["/job train - [] 70"]);
+        let gone_too = Process {
+            exited: true,
+            ..live(2, 70)
+        };
+        fixture.collect(&[gone_too]);
+        assert_eq!(fixture.shown(ALLOCATED), ["/job train - [] 0"]);
+        assert_eq!(number(&fixture.sums[ALLOCATED]), 0);
+        // What was counted stays, until nobody can have missed it.
+        fixture.now += Duration::from_secs(57);
+        fixture.collect(&[]);
+        assert_eq!(fixture.shown(ALLOCATED), ["/job train - [] 0"]);
+        assert_eq!(number(&fixture.sums[LAUNCHES]), 2);
+        fixture.collect(&[]);
+        fixture.collect(&[]);
+        assert_eq!(fixture.shown(ALLOCATED), [""; 0]);
+        assert_eq!(fixture.shown(LAUNCHES), [""; 0]);
+    }
+
+    #[test]
+    fn the_last_values_are_read_after_a_rest() {
+        let mut fixture = Fixture::new();
+        let gone = |count| Process {
+            exited: true,
+            ..process(1, vec![launches(count)])
+        };
+        let (recycled, _, outcome) = fixture.collect(&[gone(5)]);
+        assert_eq!((recycled, outcome.unfinished), (vec![], true));
+        fixture.now += QUARANTINE / 2;
+        let (recycled, _, outcome) = fixture.collect_now(&[gone(6)]);
+        assert_eq!((recycled, outcome.unfinished), (vec![], true));
+        fixture.now += QUARANTINE / 2;
+        let (recycled, _, outcome) = fixture.collect_now(&[gone(7)]);
+        assert_eq!((recycled, outcome.unfinished), (vec![1], false));
+        assert_eq!(number(&fixture.sums[LAUNCHES]), 7);
+        assert!(fixture.totals.processes.is_empty());
+    }
+
+    #[test]
+    fn histograms_add_what_came() {
+        let mut fixture = Fixture::new();
+        let wrapping = u32::MAX;
+        fixture.collect(&[process(1, vec![gaps(100, &[(3, 2), (7, wrapping)])])]);
+        fixture.collect(&[
+            process(1, vec![gaps(150, &[(3, 4), (7, 1)])]),
+            process(2, vec![gaps(10, &[(3, 1)])]),
+        ]);
+        let expected = (160, vec![(3, 5), (7, u64::from(wrapping) + 2)]);
+        assert_eq!(
+            fixture.shown(GAPS),
+            [format!("/job train - [] {expected:?}")]
+        );
+    }
+
+    #[test]
+    fn a_cgroup_is_named_later() {
+        let mut fixture = Fixture::new();
+        fixture.named = None;
+        let mut one = process(1, vec![launches(4), allocated(9)]);
+        let (_, _, outcome) = fixture.collect(std::slice::from_ref(&one));
+        assert_eq!(outcome.unknown, [one.workload]);
+        assert_eq!(
+            fixture.shown(ALLOCATED),
+            ["unknown:0:1 train - [] 9".to_owned()]
+        );
+        fixture.named = Some((1, "/late"));
+        one.readings = vec![launches(6), allocated(8)];
+        let (_, _, outcome) = fixture.collect(&[one]);
+        assert_eq!(outcome.unknown, []);
+        assert_eq!(fixture.shown(ALLOCATED), ["/late train - [] 8"]);
+        assert_eq!(
+            fixture.shown(LAUNCHES),
+            [r#"/late train - [("api", "kernel")] 6"#]
+        );
+    }
+
+    #[test]
+    fn those_without_a_place_are_others() {
+        let mut fixture = Fixture::new();
+        fixture.named = None;
+        let others = Process {
+            other: true,
+            tgid: 0,
+            command: String::new(),
+            ..process(0, vec![launches(4)])
+        };
+        let (_, _, outcome) = fixture.collect(&[others]);
+        assert_eq!(outcome, Outcome::default());
+        assert_eq!(
+            fixture.shown(LAUNCHES),
+            [r#"other other - [("api", "kernel")] 4"#]
+        );
+    }
+
+    #[test]
+    fn too_many_that_are_gone_lose_the_oldest() {
+        let mut fixture = Fixture::new();
+        fixture.retained_max = 2;
+        let named = |slot, name: &str| Process {
+            command: name.to_owned(),
+            ..process(slot, vec![launches(1)])
+        };
+        for (slot, name) in [(1, "b"), (2, "a"), (3, "c")] {
+            fixture.collect(&[named(slot, name)]);
+        }
+        let (_, evicted, _) = fixture.collect(&[named(4, "d")]);
+        assert_eq!(evicted, 1);
+        let shown = fixture.shown(LAUNCHES);
+        let left: Vec<_> = shown.iter().map(|line| &line[5..6]).collect();
+        assert_eq!(left, ["a", "c", "d"]);
+    }
+}
