@@ -296,27 +296,31 @@ impl Follower {
         if self.used.is_empty() {
             return;
         }
-        let mut files = BTreeSet::new();
-        let users: BTreeSet<u32> = self
-            .used
-            .values()
-            .flat_map(|used| used.users.iter().copied())
-            .collect();
-        for pid in users {
-            for mapping in executable_mappings(procfs, pid) {
-                files.insert((pid, mapping.device, mapping.inode));
-            }
-        }
-        for used in self.used.values_mut() {
-            let on_disk = &used.on_disk;
-            used.users.retain(|pid| {
-                on_disk
-                    .iter()
-                    .any(|(device, inode)| files.contains(&(*pid, *device, *inode)))
-            });
+        let users = self.used.values().flat_map(|used| used.users.iter().copied());
+        self.keep_users(users.collect());
+        // A child that was forked has the mappings of a parent that is gone, and nobody told.
+        if self.used.values().any(|used| used.users.is_empty()) {
+            self.keep_users(processes(&self.procfs).into_iter().collect());
         }
         self.used.retain(|_, used| !used.users.is_empty());
         self.publish();
+    }
+
+    /// Looks up which of these processes map which file.
+    fn keep_users(&mut self, of: BTreeSet<u32>) {
+        for used in self.used.values_mut() {
+            used.users.clear();
+        }
+        for pid in of {
+            for mapping in executable_mappings(&self.procfs, pid) {
+                let file = (mapping.device, mapping.inode);
+                for used in self.used.values_mut() {
+                    if used.on_disk.contains(&file) {
+                        used.users.insert(pid);
+                    }
+                }
+            }
+        }
     }
 
     fn publish(&self) {
