@@ -172,8 +172,10 @@ impl Follower {
         let (opened, path) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                // A process that is gone has nothing to be seen of any more.
-                if is_library && self.procfs.join(pid.to_string()).exists() {
+                // One that is gone, or has unmapped it, has nothing to be seen of any more.
+                let still = |mapping: &Mapping| (mapping.device, mapping.inode) == file;
+                let mut mappings = executable_mappings(&self.procfs, pid).into_iter();
+                if is_library && mappings.any(|mapping| still(&mapping)) {
                     self.gpu
                         .failed("open", || format!("{}: {error}", mapping.path.display()));
                 }
