@@ -110,7 +110,7 @@ pub(super) struct Programs {
     maps: BTreeMap<String, MapData>,
     /// By name; for [`Means::Single`] by name and cookie.
     loaded: BTreeMap<(String, u32), OwnedFd>,
-    _ends: Vec<OwnedFd>,
+    ends: Vec<OwnedFd>,
 }
 
 impl std::fmt::Debug for Programs {
@@ -184,7 +184,7 @@ impl Programs {
             instructions,
             maps,
             loaded: BTreeMap::new(),
-            _ends: Vec::new(),
+            ends: Vec::new(),
         };
         if means != Means::Single {
             for name in [ENQUEUE, ENTER, RETURN, ORDER] {
@@ -194,7 +194,7 @@ impl Programs {
         for (name, point) in ENDS {
             let program = programs.program(name, 0)?;
             let link = open_raw_tracepoint(point, program).map_err(refused(name))?;
-            programs._ends.push(link);
+            programs.ends.push(link);
         }
         Ok(programs)
     }
