@@ -314,7 +314,11 @@ impl Workload {
 
     fn truth(&mut self) -> Truth {
         let line = self.line();
-        Truth(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
+        if line.is_empty() {
+            let status = self.process.wait().unwrap();
+            panic!("the workload ended without a report: {status}");
+        }
+        Truth(serde_json::from_str(&line).unwrap())
     }
 
     /// Lets it end.
