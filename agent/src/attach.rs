@@ -127,6 +127,9 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         .iter()
         .find(|(probe, _)| probe.deferred.is_some())
         .map(|(_, hook)| Follower::start(config.procfs.clone(), *hook));
+    if let Some(follower) = &gpu {
+        follow_status(&mut kernel, follower);
+    }
     probes::release_unused_memory();
     let io_controller_off = io_controller_off(io_hierarchy.ok(), &mounts);
     for status in kernel
@@ -134,12 +137,6 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         .iter_mut()
         .map(|installed| &mut installed.status)
     {
-        if let Some(follower) = gpu.as_ref()
-            && is_deferred(status)
-        {
-            // What runs already has been looked through.
-            *status = follower.gpu().status();
-        }
         match (status.probe, &io_controller_off) {
             ("disk", _) if status.hook == RECORDS && !v2 => status.degrade(
                 Reason::CgroupV1Only,
@@ -174,6 +171,14 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
 pub(crate) fn is_deferred(status: &Status) -> bool {
     let mut probes = probes::PROBES.iter();
     probes.any(|probe| probe.name == status.probe && probe.deferred.is_some())
+}
+
+/// Takes over the verdict of the probe that is attached as it is needed.
+pub(crate) fn follow_status(kernel: &mut Kernel, follower: &Follower) {
+    let mut statuses = kernel.probes.iter_mut().map(|probe| &mut probe.status);
+    if let Some(status) = statuses.find(|status| is_deferred(status)) {
+        *status = follower.gpu().status();
+    }
 }
 
 impl AttachError {

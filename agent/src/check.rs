@@ -2,7 +2,7 @@
 
 mod facts;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use probes::{
     LoadError, Reason, Status, Verdict,
@@ -99,7 +99,14 @@ impl From<&Status> for Line {
 
 /// Prints the report. The exit code is 0 if at least one probe can attach.
 pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
-    let attached = attach::attach(config);
+    let mut attached = attach::attach(config);
+    if let Ok(attached) = &mut attached
+        && let Some(follower) = &mut attached.gpu
+    {
+        // The first time it looks through what runs.
+        follower.follow(Duration::ZERO)?;
+        attach::follow_status(&mut attached.kernel, follower);
+    }
     let statuses = match &attached {
         Ok(attached) => {
             let probes = attached.kernel.probes.iter();

@@ -58,7 +58,6 @@ struct Failure {
 pub struct Follower {
     gpu: Arc<Gpu>,
     procfs: PathBuf,
-    forced: Option<Means>,
     watch: Option<Watch>,
     used: BTreeMap<FileId, Used>,
     known: HashSet<OnDisk>,
@@ -71,16 +70,14 @@ impl Follower {
     /// verdict. `hook` forces one.
     #[must_use]
     pub fn start(procfs: PathBuf, hook: Option<&str>) -> Self {
-        let gpu = Gpu::new(hook);
+        let (means, passed_over) = choose(hook);
+        let gpu = Gpu::new(means, passed_over);
         let watch = Watch::open().inspect_err(|error| {
             gpu.change(|state| state.unwatched = Some(error.to_string()));
         });
         Self {
             gpu: Arc::new(gpu),
             procfs,
-            forced: Means::ALL
-                .into_iter()
-                .find(|means| Some(means.hook()) == hook),
             watch: watch.ok(),
             used: BTreeMap::new(),
             known: HashSet::new(),
@@ -268,9 +265,11 @@ impl Follower {
             });
         }
         if self.gpu.table.get().is_none() {
-            let (table, refusals) = load(self.forced)?;
-            let _ = self.gpu.table.set(table);
-            self.gpu.change(|state| state.passed_over = refusals);
+            let means = self.gpu.means.ok_or_else(|| Failure {
+                reason: "load",
+                detail: "this kernel has no uprobes that can be used".to_owned(),
+            })?;
+            let _ = self.gpu.table.set(load(means)?);
         }
         let Some(table) = self.gpu.table.get() else {
             return Err(Failure {
@@ -278,11 +277,10 @@ impl Follower {
                 detail: "the table is gone".to_owned(),
             });
         };
-        let mut programs = table.programs();
-        let means = programs.means;
-        programs
+        table
+            .programs()
             .attach(path, places)
-            .inspect(|_| self.gpu.change(|state| state.attached = Some(means)))
+            .inspect(|_| self.gpu.change(|state| state.attached = true))
             .map_err(|error| failure("attach", &error))
     }
 
@@ -298,7 +296,10 @@ impl Follower {
         if self.used.is_empty() {
             return;
         }
-        let users = self.used.values().flat_map(|used| used.users.iter().copied());
+        let users = self
+            .used
+            .values()
+            .flat_map(|used| used.users.iter().copied());
         self.keep_users(users.collect());
         // A child that was forked has the mappings of a parent that is gone, and nobody told.
         if self.used.values().any(|used| used.users.is_empty()) {
@@ -353,25 +354,15 @@ fn failure(reason: &'static str, error: &Refused) -> Failure {
     }
 }
 
-/// Loads the programs by the best means that this kernel has, and says why not by the better ones.
-fn load(forced: Option<Means>) -> Result<(Table, Vec<PassedOver>), Failure> {
-    let mut refusals: Vec<PassedOver> = Vec::new();
+/// The best means that this kernel has, or the forced one, and why not the better ones.
+fn choose(forced: Option<&str>) -> (Option<Means>, Vec<PassedOver>) {
+    let mut passed_over = Vec::new();
     let means = Means::ALL.into_iter();
-    for means in means.filter(|means| forced.is_none_or(|forced| forced == *means)) {
-        let detail = match Programs::load(means) {
-            Ok(mut programs) => {
-                if programs.can_attach() {
-                    let table = Table::new(programs).map_err(|error| Failure {
-                        reason: "load",
-                        detail: error.to_string(),
-                    })?;
-                    return Ok((table, refusals));
-                }
-                means.lack().to_owned()
-            }
-            Err(error) => error.to_string(),
+    for means in means.filter(|means| forced.is_none_or(|forced| forced == means.hook())) {
+        let Some(detail) = means.lack() else {
+            return (Some(means), passed_over);
         };
-        refusals.push(PassedOver {
+        passed_over.push(PassedOver {
             hook: means.hook(),
             why: Refusal {
                 verdict: Verdict::Unsupported,
@@ -380,13 +371,15 @@ fn load(forced: Option<Means>) -> Result<(Table, Vec<PassedOver>), Failure> {
             },
         });
     }
-    let each = refusals.iter();
-    let each: Vec<String> = each
-        .map(|passed| format!("{}: {}", passed.hook, passed.why.detail))
-        .collect();
-    Err(Failure {
+    (None, passed_over)
+}
+
+/// Loads the programs.
+fn load(means: Means) -> Result<Table, Failure> {
+    let programs = Programs::load(means).map_err(|error| failure("load", &error))?;
+    Table::new(programs).map_err(|error| Failure {
         reason: "load",
-        detail: each.join("; "),
+        detail: error.to_string(),
     })
 }
 

@@ -220,10 +220,8 @@ pub struct GpuError {
 /// What is found, as it changes.
 #[derive(Debug, Default)]
 struct State {
-    /// How programs were attached, once any were.
-    attached: Option<Means>,
-    /// The better means.
-    passed_over: Vec<PassedOver>,
+    /// Whether any were ever attached.
+    attached: bool,
     /// Whether any are now.
     in_use: bool,
     libraries: Vec<Library>,
@@ -237,15 +235,19 @@ struct State {
 /// What the probe has found and counted. Reading makes no syscall per process.
 #[derive(Debug)]
 pub struct Gpu {
-    forced: Option<String>,
+    /// How programs are attached; `None` where they cannot be.
+    means: Option<Means>,
+    /// The better means.
+    passed_over: Vec<PassedOver>,
     state: Mutex<State>,
     table: OnceLock<Table>,
 }
 
 impl Gpu {
-    fn new(forced: Option<&str>) -> Self {
+    fn new(means: Option<Means>, passed_over: Vec<PassedOver>) -> Self {
         Self {
-            forced: forced.map(str::to_owned),
+            means,
+            passed_over,
             state: Mutex::default(),
             table: OnceLock::new(),
         }
@@ -269,11 +271,14 @@ impl Gpu {
     /// The verdict of the moment. Once attached it stays so: programs come and go.
     #[must_use]
     pub fn status(&self) -> Status {
+        let Some(means) = self.means else {
+            return Status::refused(PROBE.name, &self.passed_over);
+        };
         let state = self.state();
         let deferred = PROBE.deferred.unwrap_or_default();
-        let mut status = Status::deferred(&PROBE, self.forced.as_deref(), deferred);
-        if let Some(means) = state.attached {
-            status.hook = means.hook();
+        let mut status = Status::deferred(&PROBE, Some(means.hook()), deferred);
+        status.passed_over.clone_from(&self.passed_over);
+        if state.attached {
             status.verdict = Verdict::Attached;
             status.reason = Reason::Ok;
             status.detail = if state.in_use {
@@ -281,7 +286,6 @@ impl Gpu {
             } else {
                 format!("{deferred} now")
             };
-            status.passed_over.clone_from(&state.passed_over);
         } else if state
             .libraries
             .iter()

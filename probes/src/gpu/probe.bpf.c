@@ -481,15 +481,15 @@ static __always_inline bool gpu_enqueue_on(struct gpu_caller *caller, __u32 numb
 }
 
 /* Whether a call of the driver is the same as the runtime's call above it on the stack. */
-static __always_inline bool gpu_is_below(struct gpu_thread *thread, __u64 sp)
+static __always_inline bool gpu_is_below(struct gpu_thread *thread, __u32 cookie, __u64 sp)
 {
-	bool below = thread->enqueue_sp && sp < thread->enqueue_sp;
+	__u64 enqueue_sp = thread->enqueue_sp;
 
 	/* A call that is waiting further up, whatever it is made of. */
-	if (thread->call && sp < thread->sp)
+	if (cookie & GPU_COOKIE_DRIVER && thread->call && sp < thread->sp)
 		return true;
 	thread->enqueue_sp = 0;
-	return below;
+	return cookie & GPU_COOKIE_DRIVER && enqueue_sp && sp < enqueue_sp;
 }
 
 static __always_inline void gpu_copied(struct gpu_process *process, struct pt_regs *ctx,
@@ -520,7 +520,7 @@ int gpu_enqueue(struct pt_regs *ctx)
 
 	if (!gpu_caller_find(&caller))
 		return 0;
-	if (gpu_is_below(caller.thread, PT_REGS_SP(ctx)))
+	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx)))
 		return 0;
 	if (!(cookie & GPU_COOKIE_DRIVER))
 		caller.thread->enqueue_sp = PT_REGS_SP(ctx);
@@ -621,7 +621,7 @@ int gpu_enter(struct pt_regs *ctx)
 	if (!gpu_caller_find(&caller))
 		return 0;
 	thread = caller.thread;
-	if (gpu_is_below(thread, PT_REGS_SP(ctx)))
+	if (gpu_is_below(thread, cookie, PT_REGS_SP(ctx)))
 		return 0;
 	gpu_is_other(&caller);
 	thread->call = cookie;
@@ -646,8 +646,8 @@ int gpu_enter(struct pt_regs *ctx)
 		if (GPU_COOKIE_KIND(cookie))
 			kind = gpu_argument(ctx, GPU_COOKIE_KIND(cookie));
 		gpu_copied(caller.process, ctx, cookie);
-		/* Between two places of the host no device is asked. */
-		if (!caller.slot || kind == GPU_COPY_HOST_TO_HOST)
+		/* Between two places of the host no device is asked; others are refused. */
+		if (!caller.slot || kind == GPU_COPY_HOST_TO_HOST || kind >= GPU_COPIES)
 			break;
 		stream = gpu_stream_of(&caller, 0, cookie);
 		gpu_enqueue_on(&caller, stream, &caller.process->enqueues);
@@ -958,7 +958,7 @@ int gpu_order(struct pt_regs *ctx)
 			caller.process->contexts = 1;
 		return 0;
 	}
-	if (gpu_is_below(caller.thread, PT_REGS_SP(ctx)))
+	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx)))
 		return 0;
 	if (what == GPU_ORDER_STREAM_DESTROY) {
 		name = gpu_stream_name(&caller, PT_REGS_PARM1(ctx), cookie);

@@ -16,7 +16,10 @@ use std::{
 use aya::maps::MapData;
 use aya_obj::{
     Object,
-    generated::{BPF_F_NO_PREALLOC, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
+    generated::{
+        BPF_ALU64, BPF_CALL, BPF_EXIT, BPF_F_NO_PREALLOC, BPF_JMP, BPF_K, BPF_MOV, bpf_attach_type,
+        bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type,
+    },
 };
 
 use super::functions::{Function, Kind};
@@ -66,14 +69,58 @@ impl Means {
         }
     }
 
-    /// Why it cannot be used here.
-    pub(super) fn lack(self) -> &'static str {
-        match self {
-            Self::Multi => "this kernel has no multi-uprobe links (6.6)",
-            Self::Cookie => "this kernel has no cookies for uprobes (5.15)",
-            Self::Single => "this kernel has no uprobes",
-        }
+    /// Why it cannot be used here, found out with a program that does nothing; `None` where it can.
+    pub(super) fn lack(self) -> Option<String> {
+        let exit = || instruction(BPF_JMP | BPF_EXIT, 0);
+        let zero = || instruction(BPF_ALU64 | BPF_MOV | BPF_K, 0);
+        let kind = bpf_prog_type::BPF_PROG_TYPE_KPROBE;
+        let (outcome, since) = match self {
+            // A folder is refused as such only where such links are known.
+            Self::Multi => {
+                let attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;
+                let program = load_program("gpu_try", kind, attach_type, &[zero(), exit()]);
+                let place = Place {
+                    offset: 0,
+                    function: Function {
+                        kind: Kind::Order,
+                        cookie: 0,
+                    },
+                };
+                let link =
+                    program.and_then(|program| link_multi(program.as_fd(), c"/", &[place], false));
+                let known = |error: &io::Error| error.raw_os_error() == Some(libc::EBADF);
+                let outcome = link.map(drop);
+                let outcome = if outcome.as_ref().is_err_and(known) {
+                    Ok(())
+                } else {
+                    outcome
+                };
+                (outcome, "no links of many uprobes (6.6)")
+            }
+            Self::Cookie => {
+                let call = instruction(BPF_JMP | BPF_CALL, GET_ATTACH_COOKIE);
+                let program = load_program("gpu_try", kind, 0, &[call, zero(), exit()]);
+                let outcome = program.and_then(|_| uprobe_kind());
+                (outcome.map(drop), "no cookies of uprobes (5.15)")
+            }
+            Self::Single => (uprobe_kind().map(drop), "no uprobes"),
+        };
+        let error = outcome.err()?;
+        let permitted = error.kind() != io::ErrorKind::PermissionDenied;
+        Some(if permitted {
+            format!("this kernel has {since}: {error}")
+        } else {
+            error.to_string()
+        })
     }
+}
+
+fn instruction(code: u32, imm: i32) -> bpf_insn {
+    // SAFETY: plain integers, for which zeroes are valid.
+    let mut instruction: bpf_insn = unsafe { std::mem::zeroed() };
+    instruction.code = code as u8;
+    instruction.imm = imm;
+    instruction
 }
 
 /// A place in a file and what is done there.
@@ -270,26 +317,6 @@ impl Programs {
         Ok(Attachment { _links: links })
     }
 
-    /// Whether the kernel can attach by these means, as far as can be told without a file: a folder
-    /// is refused as such only where links of several uprobes are known.
-    pub(super) fn can_attach(&mut self) -> bool {
-        if self.means != Means::Multi {
-            return uprobe_kind().is_ok();
-        }
-        let place = Place {
-            offset: 0,
-            function: Function {
-                kind: Kind::Order,
-                cookie: 0,
-            },
-        };
-        let Ok(program) = self.program(ORDER, 0) else {
-            return false;
-        };
-        link_multi(program, c"/", &[place], false)
-            .is_err_and(|error| error.raw_os_error() == Some(libc::EBADF))
-    }
-
     /// Memory of each map in bytes.
     pub(super) fn map_sizes(&self) -> Vec<(String, u64)> {
         self.maps
@@ -324,7 +351,6 @@ impl Programs {
 
 /// Writes the cookie in place of the call that asks for it: two instructions of one size.
 fn write_cookie(instructions: &mut [bpf_insn], cookie: u32) {
-    use aya_obj::generated::{BPF_ALU64, BPF_CALL, BPF_JMP, BPF_K, BPF_MOV};
     for instruction in instructions {
         let call = u32::from(instruction.code) == BPF_JMP | BPF_CALL;
         if call && instruction.src_reg() == 0 && instruction.imm == GET_ATTACH_COOKIE {
