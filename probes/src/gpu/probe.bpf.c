@@ -11,6 +11,7 @@
  * a token of a hash. All errors of races are to one side: a stream counts as pending that is not.
  */
 #include <linux/bpf.h>
+#include <linux/errno.h>
 #include <linux/ptrace.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
@@ -61,9 +62,11 @@ struct gpu_thread {
 	/* What that call's return needs. */
 	__u64 first;
 	__u64 second;
-	/* The stack pointer at the entry of the runtime's last call that enqueues: the driver's
+	/* The stack pointer at the entry of the runtime's last call, if that enqueues: the driver's
 	 * call below it is the same. 0 once that was seen. */
 	__u64 enqueue_sp;
+	/* The name of its own default stream, once it was used. */
+	__u64 own_stream;
 	/* What a loop has found, and what it looks for: in memory, where the verifier knows no
 	 * values. Else it would go on for each of them apart. */
 	__u64 found;
@@ -83,7 +86,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 2 * GPU_PROCESSES);
+	__uint(max_entries, GPU_PROCESSES *(GPU_DEVICES + 1));
 	__type(key, __u32);
 	__type(value, __u32);
 } gpu_tokens SEC(".maps");
@@ -135,14 +138,14 @@ static __always_inline void gpu_untracked(struct gpu_process *process)
 	gpu_add(&process->untracked, 1);
 }
 
-/* A lock of the process, for what is rare. It may be held by a thread that was preempted, so
- * giving up must be possible. */
+/* A lock of the process, for what is rare: new streams and errors. It is held for a microsecond or
+ * two, which is 20 to 40 tries, unless its thread was preempted. */
 static __noinline bool gpu_lock(__u32 slot)
 {
 	__u32 token = GPU_TOKEN(slot, GPU_TOKEN_LOCK), value = 0;
 
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < 16; i++) {
+	for (int i = 0; i < 128; i++) {
 		if (!bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST))
 			return true;
 	}
@@ -273,15 +276,14 @@ static __always_inline __u64 gpu_argument(struct pt_regs *ctx, __u32 n)
 
 /* The handle by which a stream is kept. A default stream belongs to the device, or to the thread
  * and the device. No address has a bit above 56 set. */
-static __always_inline __u64 gpu_stream_name(struct gpu_caller *caller, __u64 handle,
-					     __u32 cookie)
+static __always_inline __u64 gpu_stream_name(struct gpu_caller *caller, __u64 handle, __u32 cookie)
 {
 	volatile __u64 *name = &caller->thread->name;
 	__u64 device = caller->thread->device;
 
 	*name = handle;
 	if (handle == GPU_STREAM_PER_THREAD || (handle == 0 && cookie & GPU_COOKIE_PER_THREAD))
-		*name = 1ULL << 63 | (__u64)caller->tid << 16 | device;
+		*name = caller->thread->own_stream = 1ULL << 63 | (__u64)caller->tid << 16 | device;
 	else if (handle <= GPU_STREAM_LEGACY)
 		*name = 1ULL << 62 | device;
 	return *name;
@@ -387,6 +389,9 @@ static __noinline int gpu_stream_new(struct gpu_process *process, struct gpu_thr
 		}
 		stream->device = thread->device;
 		stream->capture = 0;
+		/* Devices beyond have no gaps. */
+		if (thread->device >= GPU_DEVICES)
+			gpu_untracked(process);
 		barrier();
 		process->handles[number] = name;
 	}
@@ -477,8 +482,12 @@ static __always_inline bool gpu_enqueue_on(struct gpu_caller *caller, __u32 numb
 	now = bpf_ktime_get_ns();
 	stream->last_tid = caller->tid;
 	*(volatile __u64 *)&stream->last_ns = now;
-	/* Orders the mark before the look: see gpu_gap_open(). */
+	/* Orders the mark before the look: see gpu_settle(). */
 	gpu_add(counter, 1);
+	/* A drain whose proof is younger, for this thread was preempted: the work is yet to come.
+	 */
+	if (*(volatile __u64 *)&stream->drained_ns >= now)
+		*(volatile __u64 *)&stream->last_ns = bpf_ktime_get_ns();
 	if (stream->device < GPU_DEVICES) {
 		device = &caller->process->devices[stream->device & (GPU_DEVICES - 1)];
 		if (*(volatile __u64 *)&device->gap_start_ns)
@@ -491,16 +500,25 @@ static __always_inline bool gpu_enqueue_on(struct gpu_caller *caller, __u32 numb
 	return true;
 }
 
-/* Whether a call of the driver is the same as the runtime's call above it on the stack. */
-static __always_inline bool gpu_is_below(struct gpu_thread *thread, __u32 cookie, __u64 sp)
+/* Whether a call of the driver is made by the runtime's call above it on the stack, and counted
+ * there: one that waits, whatever it is made of, or one that enqueues. That one makes one call of
+ * the driver that enqueues, after which the next is the program's own: it may come from a library
+ * with a runtime of its own. */
+static __always_inline bool gpu_is_below(struct gpu_thread *thread, __u32 cookie, __u64 sp,
+					 bool enqueues)
 {
-	__u64 enqueue_sp = thread->enqueue_sp;
+	bool below;
 
-	/* A call that is waiting further up, whatever it is made of. */
-	if (cookie & GPU_COOKIE_DRIVER && thread->call && sp < thread->sp)
+	if (!(cookie & GPU_COOKIE_DRIVER)) {
+		thread->enqueue_sp = enqueues ? sp : 0;
+		return false;
+	}
+	if (thread->call && sp < thread->sp)
 		return true;
-	thread->enqueue_sp = 0;
-	return cookie & GPU_COOKIE_DRIVER && enqueue_sp && sp < enqueue_sp;
+	below = thread->enqueue_sp && sp < thread->enqueue_sp;
+	if (enqueues)
+		thread->enqueue_sp = 0;
+	return below;
 }
 
 static __always_inline void gpu_copied(struct gpu_process *process, struct pt_regs *ctx,
@@ -531,10 +549,8 @@ int gpu_enqueue(struct pt_regs *ctx)
 
 	if (!gpu_caller_find(&caller))
 		return 0;
-	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx)))
+	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx), true))
 		return 0;
-	if (!(cookie & GPU_COOKIE_DRIVER))
-		caller.thread->enqueue_sp = PT_REGS_SP(ctx);
 	counter = &caller.process->launches[what <= GPU_APIS ? what : GPU_APIS];
 	if (gpu_is_other(&caller)) {
 		gpu_add(counter, 1);
@@ -585,6 +601,7 @@ static __noinline int gpu_follow_edges(struct gpu_process *process)
 static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 now)
 {
 	__u32 devices, value = 0;
+	long error;
 
 	if (!process)
 		return 0;
@@ -602,10 +619,14 @@ static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 
 		if (!(devices >> i & 1) || *(volatile __u64 *)&device->gap_start_ns)
 			continue;
 		*(volatile __u64 *)&device->gap_start_ns = now;
-		bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST);
+		error = bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST);
+		/* No memory, and nobody could end the gap. */
+		if (error && error != -EEXIST)
+			*(volatile __u64 *)&device->gap_start_ns = 0;
 	}
-	/* An enqueue of another thread that did not see the gap yet has left its mark by now. */
-	gpu_add(&process->launches[GPU_APIS], 0);
+	/* An enqueue of another thread that did not see the gap yet has left its mark by now. Of an
+	 * addition of 0 the compiler would make an "or", which 5.10 does not have. */
+	gpu_add(&process->launches[GPU_APIS], 1);
 	devices &= gpu_devices_pending(process);
 	if (!devices)
 		return 0;
@@ -632,7 +653,7 @@ int gpu_enter(struct pt_regs *ctx)
 	if (!gpu_caller_find(&caller))
 		return 0;
 	thread = caller.thread;
-	if (gpu_is_below(thread, cookie, PT_REGS_SP(ctx)))
+	if (gpu_is_below(thread, cookie, PT_REGS_SP(ctx), false))
 		return 0;
 	gpu_is_other(&caller);
 	thread->call = cookie;
@@ -790,7 +811,6 @@ int gpu_return(struct pt_regs *ctx)
 	if (!thread || thread->call != cookie)
 		return 0;
 	thread->call = 0;
-	thread->enqueue_sp = 0;
 	process = gpu_process(thread->slot);
 	if (!process || process->generation != thread->generation)
 		return 0;
@@ -914,7 +934,10 @@ static __noinline int gpu_wait_event(struct gpu_process *process, struct gpu_thr
 	if (!process || !thread || !event || number >= GPU_STREAMS - 1)
 		return 0;
 	if (event->capture) {
-		process->streams[number & (GPU_STREAMS - 1)].capture = event->capture;
+		/* Unless that capture is over: then the call fails. */
+		if (process->streams[(event->capture - 1) & (GPU_STREAMS - 1)].capture ==
+		    event->capture)
+			process->streams[number & (GPU_STREAMS - 1)].capture = event->capture;
 		return 0;
 	}
 	source = event->stream;
@@ -970,7 +993,7 @@ int gpu_order(struct pt_regs *ctx)
 			caller.process->contexts = 1;
 		return 0;
 	}
-	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx)))
+	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx), false))
 		return 0;
 	/* The event is the first argument of all but the wait, where it is the second. */
 	handle = gpu_argument(ctx, what == GPU_ORDER_WAIT ? 2 : 1);
@@ -1005,6 +1028,28 @@ int gpu_order(struct pt_regs *ctx)
 	return 0;
 }
 
+/* The place of a thread's own stream can be another's. */
+static __always_inline void gpu_thread_end(__u64 id)
+{
+	struct gpu_caller caller = {};
+
+	caller.thread = bpf_map_lookup_elem(&gpu_threads, &id);
+	if (!caller.thread)
+		return;
+	caller.process = gpu_process(caller.thread->slot);
+	if (caller.process && caller.thread->own_stream &&
+	    caller.process->generation == caller.thread->generation) {
+		__u32 number = gpu_stream_find(&caller, caller.thread->own_stream);
+
+		/* The empty asm keeps the mask, which the verifier needs. */
+		asm volatile("" : "+r"(number));
+		if (caller.process->handles[number & (GPU_STREAMS - 1)] ==
+		    caller.thread->own_stream)
+			caller.process->handles[number & (GPU_STREAMS - 1)] = GPU_STREAM_GONE;
+	}
+	bpf_map_delete_elem(&gpu_threads, &id);
+}
+
 /* A thread ends, and with the first one its process; or the process becomes another program. */
 static __always_inline int gpu_end(bool all)
 {
@@ -1012,7 +1057,7 @@ static __always_inline int gpu_end(bool all)
 	__u32 tgid = id >> 32, *known, slot;
 	struct gpu_process *process;
 
-	bpf_map_delete_elem(&gpu_threads, &id);
+	gpu_thread_end(id);
 	if (!all && (__u32)id != tgid)
 		return 0;
 	known = bpf_map_lookup_elem(&gpu_process_of, &tgid);
