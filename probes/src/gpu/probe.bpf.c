@@ -574,6 +574,7 @@ static __noinline int gpu_follow_edges(struct gpu_process *process)
 static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 now)
 {
 	__u32 devices, value = 0;
+	__u64 none = 0;
 
 	if (!process)
 		return 0;
@@ -593,8 +594,10 @@ static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 
 		*(volatile __u64 *)&device->gap_start_ns = now;
 		bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST);
 	}
-	/* An enqueue of another thread that did not see the gap yet has left its mark by now. */
-	gpu_add(&process->enqueues, 0);
+	/* An enqueue of another thread that did not see the gap yet has left its mark by now. The
+	 * empty asm keeps the compiler from making "or 0" of it, which 5.10 does not know. */
+	asm volatile("" : "+r"(none));
+	gpu_add(&process->enqueues, none);
 	devices &= gpu_devices_pending(process);
 	if (!devices)
 		return 0;
