@@ -264,6 +264,8 @@ pub enum Reason {
     NoCuda,
     /// What processes map is looked for in procfs, for the kernel does not tell.
     NoMappingEvents,
+    /// The agent sees only processes of its own container.
+    PidNamespace,
 }
 
 impl Reason {
@@ -287,6 +289,7 @@ impl Reason {
             Self::KernelTooOld => "kernel_too_old",
             Self::NoCuda => "no_cuda",
             Self::NoMappingEvents => "no_mapping_events",
+            Self::PidNamespace => "pid_namespace",
         }
     }
 }

@@ -226,7 +226,7 @@ const VERDICTS: [(Verdict, &str); 4] = [
     (Verdict::Failed, "The probe should run here and does not"),
 ];
 
-const REASONS: [Reason; 16] = [
+const REASONS: [Reason; 17] = [
     Reason::Ok,
     Reason::NoBtf,
     Reason::NoHook,
@@ -243,6 +243,7 @@ const REASONS: [Reason; 16] = [
     Reason::KernelTooOld,
     Reason::NoCuda,
     Reason::NoMappingEvents,
+    Reason::PidNamespace,
 ];
 
 /// A reason in words. A new one does not compile before it has its line here; it belongs into
@@ -276,6 +277,9 @@ fn meaning(reason: Reason) -> &'static str {
         }
         Reason::NoMappingEvents => {
             "The kernel does not tell what processes map, so procfs is looked through time and again, and a short-lived process may be missed"
+        }
+        Reason::PidNamespace => {
+            "The agent sees only the processes of its own PID namespace: it needs the host's (`hostPID`)"
         }
     }
 }

@@ -688,8 +688,8 @@ fn attachments_go_with_the_last_user() {
     );
     let before = attachments(&agent);
     let program = cuda.compile(&SHARED_13, folder.path());
-    for _ in 0..2 {
-        let cgroup = socket_cgroup("gpu");
+    for round in 0..2 {
+        let cgroup = socket_cgroup(&format!("gpu-{round}"));
         let mut first = cuda.start(&SHARED_13, &program, &cgroup);
         let second = cuda.start(&SHARED_13, &program, &cgroup);
         wait_until_attached(&agent);

@@ -31,6 +31,13 @@ const POLL: Duration = Duration::from_secs(5);
 /// Files known to have nothing to do with CUDA, before they are forgotten: some 150 kB.
 const KNOWN_MAX: usize = 4096;
 
+/// How long they are known for: a file may be written anew.
+const KNOWN_FOR: Duration = Duration::from_secs(600);
+
+/// The namespace of processes that the kernel starts with (`PROC_PID_INIT_INO` in
+/// `include/linux/proc_ns.h`): the programs number processes as it does.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
 /// A file's names on its disk: device, inode and what tells apart those that had the inode one
 /// after the other.
 type OnDisk = ((u32, u32), u64, u64);
@@ -61,6 +68,9 @@ pub struct Follower {
     watch: Option<Watch>,
     used: BTreeMap<FileId, Used>,
     known: HashSet<OnDisk>,
+    known_since: Instant,
+    /// Whether processes have the same numbers here as for the programs.
+    sees_all: bool,
     scanned: Option<Instant>,
     swept: Instant,
 }
@@ -75,9 +85,16 @@ impl Follower {
         let watch = Watch::open().inspect_err(|error| {
             gpu.change(|state| state.unwatched = Some(error.to_string()));
         });
+        let namespace = fs::read_link(procfs.join("self/ns/pid"));
+        let sees_all = namespace.is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE));
+        if !sees_all {
+            gpu.change(|state| state.confined = true);
+        }
         Self {
             gpu: Arc::new(gpu),
             procfs,
+            sees_all,
+            known_since: Instant::now(),
             watch: watch.ok(),
             used: BTreeMap::new(),
             known: HashSet::new(),
@@ -117,7 +134,8 @@ impl Follower {
         for mapping in new {
             let on_disk = (mapping.device, mapping.inode, mapping.generation);
             // A process that is not in this process' view cannot be looked at.
-            if mapping.pid != 0 && !self.known.contains(&on_disk) {
+            let known = self.known.contains(&on_disk) && self.known_since.elapsed() < KNOWN_FOR;
+            if mapping.pid != 0 && !known {
                 let pid = mapping.pid;
                 self.look(pid, &mapping.mapping(), Some(on_disk));
             }
@@ -161,8 +179,8 @@ impl Follower {
     }
 
     /// Looks at a file that a process has mapped, and attaches to it if it has CUDA functions.
-    /// Returns whether it has. `on_disk`: how to know it again if it has not.
-    fn look(&mut self, pid: u32, mapping: &Mapping, on_disk: Option<OnDisk>) -> bool {
+    /// Returns whether it has. `key`: how to know it again if it has not.
+    fn look(&mut self, pid: u32, mapping: &Mapping, key: Option<OnDisk>) -> bool {
         let file = (mapping.device, mapping.inode);
         let is_library = is_cuda_library(mapping.file_name());
         let opened = open_mapped(&self.procfs, pid, mapping);
@@ -183,7 +201,7 @@ impl Follower {
         let mut elf = match elf {
             Ok(elf) if is_library || elf.has_cuda_code() => elf,
             Ok(_) | Err(ElfError::NoElf | ElfError::Foreign) => {
-                self.forget_about(on_disk);
+                self.forget_about(key);
                 return false;
             }
             Err(error) => {
@@ -191,15 +209,22 @@ impl Follower {
                     self.gpu
                         .failed("elf", || format!("{}: {error}", mapping.path.display()));
                 }
-                self.forget_about(on_disk);
+                self.forget_about(key);
                 return false;
             }
         };
         let Ok(id) = FileId::new(&opened, elf.build_id.as_deref()) else {
             return false;
         };
+        // An overlay's file may have another number in `maps` than in the kernel's records.
+        let on_disk: BTreeSet<_> = executable_mappings(&self.procfs, pid)
+            .into_iter()
+            .filter(|also| also.start == mapping.start)
+            .map(|also| (also.device, also.inode))
+            .chain([file])
+            .collect();
         if let Some(used) = self.used.get_mut(&id) {
-            used.on_disk.insert(file);
+            used.on_disk.extend(on_disk);
             used.users.insert(pid);
             self.publish();
             return true;
@@ -214,13 +239,13 @@ impl Follower {
             Err(error) => {
                 self.gpu
                     .failed("elf", || format!("{}: {error}", mapping.path.display()));
-                self.forget_about(on_disk);
+                self.forget_about(key);
                 return false;
             }
         };
         // A program of nvcc whose runtime is another file, or stripped.
         if places.is_empty() && !is_library {
-            self.forget_about(on_disk);
+            self.forget_about(key);
             return false;
         }
         library.path.clone_from(&mapping.path);
@@ -242,7 +267,7 @@ impl Follower {
             Used {
                 library,
                 attachment,
-                on_disk: BTreeSet::from([file]),
+                on_disk,
                 users: BTreeSet::from([pid]),
             },
         );
@@ -250,11 +275,12 @@ impl Follower {
         true
     }
 
-    fn forget_about(&mut self, on_disk: Option<OnDisk>) {
-        if self.known.len() >= KNOWN_MAX {
+    fn forget_about(&mut self, key: Option<OnDisk>) {
+        if self.known.len() >= KNOWN_MAX || self.known_since.elapsed() >= KNOWN_FOR {
             self.known.clear();
+            self.known_since = Instant::now();
         }
-        self.known.extend(on_disk);
+        self.known.extend(key);
     }
 
     fn attach(&mut self, path: &Path, places: &[Place]) -> Result<Attachment, Failure> {
@@ -287,7 +313,7 @@ impl Follower {
     /// Lets go of files whose last user is gone.
     fn sweep(&mut self) {
         let procfs = &self.procfs;
-        if let Some(table) = self.gpu.table.get() {
+        if let Some(table) = self.gpu.table.get().filter(|_| self.sees_all) {
             let alive = |pid: u32| procfs.join(pid.to_string()).exists();
             if let Err(error) = table.reap(alive) {
                 self.gpu.failed("table", || error.to_string());

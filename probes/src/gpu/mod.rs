@@ -227,6 +227,8 @@ struct State {
     libraries: Vec<Library>,
     /// Why new mappings have to be polled for.
     unwatched: Option<String>,
+    /// Whether the agent sees only the processes of a container.
+    confined: bool,
     errors: BTreeMap<&'static str, u64>,
     /// The last of them.
     error: String,
@@ -298,6 +300,14 @@ impl Gpu {
                 Reason::AttachError
             };
             status.detail.clone_from(&state.error);
+        }
+        if state.confined {
+            let detail = "only processes of the agent's own PID namespace are looked at: run it with the host's (hostPID)";
+            if status.verdict.is_up() {
+                status.degrade(Reason::PidNamespace, detail);
+            } else {
+                status.detail = format!("{}; {detail}", status.detail);
+            }
         }
         if let Some(why) = &state.unwatched {
             let detail = format!("new processes are looked for every 5 s, for {why}");

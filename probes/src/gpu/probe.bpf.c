@@ -64,9 +64,10 @@ struct gpu_thread {
 	/* The stack pointer at the entry of the runtime's last call that enqueues: the driver's
 	 * call below it is the same. 0 once that was seen. */
 	__u64 enqueue_sp;
-	/* What a loop has found: in memory, since the verifier would go on for each number
-	 * apart. */
+	/* What a loop has found, and what it looks for: in memory, where the verifier knows no
+	 * values. Else it would go on for each of them apart. */
 	__u64 found;
+	__u64 name;
 };
 
 struct {
@@ -140,7 +141,8 @@ static __noinline bool gpu_lock(__u32 slot)
 {
 	__u32 token = GPU_TOKEN(slot, GPU_TOKEN_LOCK), value = 0;
 
-	for (int i = 0; i < 64; i++) {
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 16; i++) {
 		if (!bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST))
 			return true;
 	}
@@ -271,15 +273,18 @@ static __always_inline __u64 gpu_argument(struct pt_regs *ctx, __u32 n)
 
 /* The handle by which a stream is kept. A default stream belongs to the device, or to the thread
  * and the device. No address has a bit above 56 set. */
-static __always_inline __u64 gpu_stream_name(struct gpu_caller *caller, __u64 handle, __u32 cookie)
+static __always_inline __u64 gpu_stream_name(struct gpu_caller *caller, __u64 handle,
+					     __u32 cookie)
 {
+	volatile __u64 *name = &caller->thread->name;
 	__u64 device = caller->thread->device;
 
-	if (handle > GPU_STREAM_PER_THREAD)
-		return handle;
+	*name = handle;
 	if (handle == GPU_STREAM_PER_THREAD || (handle == 0 && cookie & GPU_COOKIE_PER_THREAD))
-		return 1ULL << 63 | (__u64)caller->tid << 16 | device;
-	return 1ULL << 62 | device;
+		*name = 1ULL << 63 | (__u64)caller->tid << 16 | device;
+	else if (handle <= GPU_STREAM_LEGACY)
+		*name = 1ULL << 62 | device;
+	return *name;
 }
 
 /* The handle that a call names its stream by. */
@@ -298,21 +303,28 @@ static __always_inline __u64 gpu_stream_argument(struct pt_regs *ctx, __u32 cook
 	return gpu_argument(ctx, n);
 }
 
+/* Places that a stream may have, from that of its hash on. */
+#define GPU_STREAM_WINDOW 8
+
+static __always_inline __u32 gpu_stream_place(__u64 name, __u32 i)
+{
+	return ((name * 0x9e3779b97f4a7c15ULL >> 40) + i) & (GPU_STREAMS - 1);
+}
+
 /* The number of a known stream; GPU_STREAMS for one that is not. */
 static __always_inline __u32 gpu_stream_find(struct gpu_caller *caller, __u64 name)
 {
 	volatile __u64 *found = &caller->thread->found;
 
 	*found = GPU_STREAMS;
-	/* The first are the busiest. */
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < GPU_STREAMS - 1; i++) {
-		__u64 handle = caller->process->handles[i & (GPU_STREAMS - 1)];
+	for (__u32 i = 0; i < GPU_STREAM_WINDOW; i++) {
+		__u32 place = gpu_stream_place(name, i);
 
-		if (handle == name)
-			*found = i;
-		if (handle == name || !handle)
+		if (caller->process->handles[place] == name) {
+			*found = place;
 			break;
+		}
 	}
 	return *found;
 }
@@ -343,22 +355,21 @@ static __noinline int gpu_stream_new(struct gpu_process *process, struct gpu_thr
 		return 0;
 	}
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < GPU_STREAMS - 1; i++) {
-		__u64 handle = process->handles[i & (GPU_STREAMS - 1)];
+	for (__u32 i = 0; i < GPU_STREAM_WINDOW; i++) {
+		__u64 handle;
 
-		stream = &process->streams[i & (GPU_STREAMS - 1)];
+		number = gpu_stream_place(name, i);
+		handle = process->handles[number];
+		stream = &process->streams[number];
 		/* Another thread may have been faster. */
 		if (handle == name) {
-			*found = i;
+			*found = number;
 			break;
 		}
-		/* There is none after the first empty place. */
 		if (*found == GPU_STREAMS - 1 &&
 		    (!handle || (handle == GPU_STREAM_GONE &&
 				 !histogram_less(stream->drained_ns, stream->last_ns))))
-			*found = i;
-		if (!handle)
-			break;
+			*found = number;
 	}
 	number = *found & (GPU_STREAMS - 1);
 	stream = &process->streams[number];
@@ -524,7 +535,7 @@ int gpu_enqueue(struct pt_regs *ctx)
 		return 0;
 	if (!(cookie & GPU_COOKIE_DRIVER))
 		caller.thread->enqueue_sp = PT_REGS_SP(ctx);
-	counter = what < GPU_APIS ? &caller.process->launches[what] : &caller.process->enqueues;
+	counter = &caller.process->launches[what <= GPU_APIS ? what : GPU_APIS];
 	if (gpu_is_other(&caller)) {
 		gpu_add(counter, 1);
 		gpu_copied(caller.process, ctx, cookie);
@@ -597,7 +608,7 @@ static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 
 	/* An enqueue of another thread that did not see the gap yet has left its mark by now. The
 	 * empty asm keeps the compiler from making "or 0" of it, which 5.10 does not know. */
 	asm volatile("" : "+r"(none));
-	gpu_add(&process->enqueues, none);
+	gpu_add(&process->launches[GPU_APIS], none);
 	devices &= gpu_devices_pending(process);
 	if (!devices)
 		return 0;
@@ -631,32 +642,32 @@ int gpu_enter(struct pt_regs *ctx)
 	thread->sp = PT_REGS_SP(ctx);
 	thread->first = GPU_STREAMS;
 	thread->second = 0;
+	if (call == GPU_CALL_MEMCPY)
+		gpu_copied(caller.process, ctx, cookie);
+	kind = GPU_COOKIE_COPY(cookie);
+	if (GPU_COOKIE_KIND(cookie))
+		kind = gpu_argument(ctx, GPU_COOKIE_KIND(cookie));
 	switch (call) {
+	case GPU_CALL_MEMCPY:
+		/* Between two places of the host no device is asked; others are refused. */
+		if (kind == GPU_COPY_HOST_TO_HOST || kind >= GPU_COPIES)
+			break;
 	case GPU_CALL_STREAM_SYNCHRONIZE:
 	case GPU_CALL_STREAM_QUERY:
 	case GPU_CALL_STREAM_CAPTURE:
 		if (!caller.slot)
 			break;
-		/* A number, also of a stream that is new: nothing is pending there. */
-		thread->first = gpu_stream_of(&caller, gpu_stream_argument(ctx, cookie), cookie);
+		/* A new stream has a number, too: nothing is pending there. */
+		stream = gpu_stream_of(&caller, gpu_stream_argument(ctx, cookie), cookie);
+		if (call == GPU_CALL_MEMCPY)
+			gpu_enqueue_on(&caller, stream, &caller.process->launches[GPU_APIS]);
+		/* Copies of other directions may return before they are complete. */
+		if (call != GPU_CALL_MEMCPY || kind == GPU_COPY_DEVICE_TO_HOST)
+			thread->first = stream;
 		break;
 	case GPU_CALL_EVENT_SYNCHRONIZE:
 	case GPU_CALL_EVENT_QUERY:
 		thread->second = PT_REGS_PARM1(ctx);
-		break;
-	case GPU_CALL_MEMCPY:
-		kind = GPU_COOKIE_COPY(cookie);
-		if (GPU_COOKIE_KIND(cookie))
-			kind = gpu_argument(ctx, GPU_COOKIE_KIND(cookie));
-		gpu_copied(caller.process, ctx, cookie);
-		/* Between two places of the host no device is asked; others are refused. */
-		if (!caller.slot || kind == GPU_COPY_HOST_TO_HOST || kind >= GPU_COPIES)
-			break;
-		stream = gpu_stream_of(&caller, 0, cookie);
-		gpu_enqueue_on(&caller, stream, &caller.process->enqueues);
-		/* Other directions may return before they are complete. */
-		if (kind == GPU_COPY_DEVICE_TO_HOST)
-			thread->first = stream;
 		break;
 	case GPU_CALL_MALLOC:
 		thread->first = PT_REGS_PARM1(ctx);
@@ -820,8 +831,8 @@ int gpu_return(struct pt_regs *ctx)
 			gpu_drain(stream, until, tid,
 				  histogram_less(stream->device ^ thread->device, 1));
 		}
-		gpu_settle(process, caller.slot, now);
-		return 0;
+		number = GPU_STREAMS;
+		break;
 	case GPU_CALL_EVENT_SYNCHRONIZE:
 	case GPU_CALL_EVENT_QUERY:
 		if (!caller.slot)
@@ -886,9 +897,10 @@ int gpu_return(struct pt_regs *ctx)
 		return 0;
 	}
 	/* The last place stands for streams that cannot be told apart. */
-	if (number >= GPU_STREAMS - 1)
+	if (number < GPU_STREAMS - 1)
+		gpu_drain(&process->streams[number & (GPU_STREAMS - 1)], until, tid, 1);
+	else if (call != GPU_CALL_DEVICE_SYNCHRONIZE)
 		return 0;
-	gpu_drain(&process->streams[number & (GPU_STREAMS - 1)], until, tid, 1);
 	gpu_settle(process, caller.slot, now);
 	return 0;
 }
@@ -963,14 +975,6 @@ int gpu_order(struct pt_regs *ctx)
 	}
 	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx)))
 		return 0;
-	if (what == GPU_ORDER_STREAM_DESTROY) {
-		name = gpu_stream_name(&caller, PT_REGS_PARM1(ctx), cookie);
-		number = gpu_stream_find(&caller, name);
-		/* Its work goes on; the place stays taken until that is drained. */
-		if (number < GPU_STREAMS - 1)
-			caller.process->handles[number & (GPU_STREAMS - 1)] = GPU_STREAM_GONE;
-		return 0;
-	}
 	/* The event is the first argument of all but the wait, where it is the second. */
 	handle = gpu_argument(ctx, what == GPU_ORDER_WAIT ? 2 : 1);
 	key = gpu_handle_of(&caller, handle);
@@ -978,7 +982,17 @@ int gpu_order(struct pt_regs *ctx)
 		bpf_map_delete_elem(&gpu_events, &key);
 		return 0;
 	}
-	number = gpu_stream_of(&caller, gpu_stream_argument(ctx, cookie), cookie);
+	name = gpu_stream_name(&caller, gpu_stream_argument(ctx, cookie), cookie);
+	number = gpu_stream_find(&caller, name);
+	if (what == GPU_ORDER_STREAM_DESTROY) {
+		/* Its work goes on; the place stays taken until that is drained. */
+		if (number < GPU_STREAMS - 1)
+			caller.process->handles[number & (GPU_STREAMS - 1)] = GPU_STREAM_GONE;
+		return 0;
+	}
+	if (number == GPU_STREAMS)
+		gpu_stream_new(caller.process, caller.thread, name);
+	number = *(volatile __u64 *)&caller.thread->found & (GPU_STREAMS - 1);
 	if (what == GPU_ORDER_WAIT) {
 		known = bpf_map_lookup_elem(&gpu_events, &key);
 		if (known)

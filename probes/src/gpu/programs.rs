@@ -6,11 +6,12 @@
 //! here, on what Aya parses and relocates.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{CStr, CString},
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::Path,
+    thread,
 };
 
 use aya::maps::MapData;
@@ -42,6 +43,9 @@ const ENDS: [(&str, &CStr); 2] = [
 /// Tables that take memory by the entry where the kernel allocates for tracing programs as it
 /// should.
 const SPARSE: [&str; 3] = ["gpu_threads", "gpu_tokens", "gpu_allocations"];
+
+/// Programs that are loaded at the same time.
+const AT_ONCE: usize = 8;
 
 /// `bpf_get_attach_cookie`
 const GET_ATTACH_COOKIE: i32 = 174;
@@ -233,45 +237,76 @@ impl Programs {
             loaded: BTreeMap::new(),
             ends: Vec::new(),
         };
+        let mut names: Vec<&str> = ENDS.iter().map(|(name, _)| *name).collect();
         if means != Means::Single {
-            for name in [ENQUEUE, ENTER, RETURN, ORDER] {
-                programs.program(name, 0)?;
-            }
+            names.extend([ENQUEUE, ENTER, RETURN, ORDER]);
         }
+        programs.provide(names.into_iter().map(|name| (name, 0)))?;
         for (name, point) in ENDS {
-            let program = programs.program(name, 0)?;
-            let link = open_raw_tracepoint(point, program).map_err(refused(name))?;
+            let link =
+                open_raw_tracepoint(point, programs.program(name, 0)?).map_err(refused(name))?;
             programs.ends.push(link);
         }
         Ok(programs)
     }
 
-    /// The program of that name, loaded; for [`Means::Single`] with the cookie in it.
-    fn program(&mut self, name: &str, cookie: u32) -> Result<BorrowedFd<'_>, Refused> {
-        let key = (name.to_owned(), cookie);
-        if !self.loaded.contains_key(&key) {
-            let missing = || refused(name)(io::ErrorKind::NotFound.into());
-            let mut instructions = self.instructions.get(name).ok_or_else(missing)?.clone();
-            let ends = ENDS.iter().any(|(end, _)| *end == name);
-            if self.means == Means::Single && !ends {
-                write_cookie(&mut instructions, cookie);
+    /// Loads what is not loaded yet, several at a time: the verifier takes 1 to 15 ms for each, and
+    /// a program may run for no longer than a few of them.
+    fn provide<'n>(&mut self, keys: impl Iterator<Item = (&'n str, u32)>) -> Result<(), Refused> {
+        let keys: BTreeSet<(&str, u32)> = keys
+            .filter(|(name, cookie)| !self.loaded.contains_key(&((*name).to_owned(), *cookie)))
+            .collect();
+        let keys: Vec<(&str, u32)> = keys.into_iter().collect();
+        for some in keys.chunks(AT_ONCE) {
+            let this = &*self;
+            let loaded: Vec<_> = thread::scope(|scope| {
+                let threads: Vec<_> = some
+                    .iter()
+                    .map(|(name, cookie)| scope.spawn(|| this.load_one(name, *cookie)))
+                    .collect();
+                threads
+                    .into_iter()
+                    .map(thread::ScopedJoinHandle::join)
+                    .collect()
+            });
+            for ((name, cookie), program) in some.iter().zip(loaded) {
+                let program =
+                    program.unwrap_or_else(|_| Err(io::Error::other("its thread has ended")));
+                let program = program.map_err(refused(*name))?;
+                self.loaded.insert(((*name).to_owned(), *cookie), program);
             }
-            let (kind, attach_type) = if ends {
-                (bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0)
-            } else if self.means == Means::Multi {
-                let attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;
-                (bpf_prog_type::BPF_PROG_TYPE_KPROBE, attach_type)
-            } else {
-                (bpf_prog_type::BPF_PROG_TYPE_KPROBE, 0)
-            };
-            let program =
-                load_program(name, kind, attach_type, &instructions).map_err(|source| Refused {
-                    what: name.to_owned(),
-                    source,
-                })?;
-            self.loaded.insert(key.clone(), program);
         }
-        Ok(self.loaded[&key].as_fd())
+        Ok(())
+    }
+
+    /// Loads a program; for [`Means::Single`] with the cookie in it.
+    fn load_one(&self, name: &str, cookie: u32) -> io::Result<OwnedFd> {
+        let ends = ENDS.iter().any(|(end, _)| *end == name);
+        let mut instructions = self
+            .instructions
+            .get(name)
+            .ok_or(io::ErrorKind::NotFound)?
+            .clone();
+        if self.means == Means::Single && !ends {
+            write_cookie(&mut instructions, cookie);
+        }
+        let (kind, attach_type) = match self.means {
+            _ if ends => (bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0),
+            Means::Multi => (
+                bpf_prog_type::BPF_PROG_TYPE_KPROBE,
+                bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32,
+            ),
+            Means::Cookie | Means::Single => (bpf_prog_type::BPF_PROG_TYPE_KPROBE, 0),
+        };
+        load_program(name, kind, attach_type, &instructions)
+    }
+
+    /// A program that is loaded.
+    fn program(&self, name: &str, cookie: u32) -> Result<BorrowedFd<'_>, Refused> {
+        self.loaded
+            .get(&(name.to_owned(), cookie))
+            .map(AsFd::as_fd)
+            .ok_or_else(|| refused(name)(io::ErrorKind::NotFound.into()))
     }
 
     /// Attaches to functions of a file: to all of them, or to none.
@@ -279,13 +314,23 @@ impl Programs {
         let mut links = Vec::new();
         let path = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|_| refused("the path")(io::ErrorKind::InvalidInput.into()))?;
+        let single = self.means == Means::Single;
         // Returns first: an entry without its return would look like a call that never ends.
-        for (name, kind, at_return) in [
+        let parts = [
             (RETURN, Kind::Call, true),
             (ENTER, Kind::Call, false),
             (ORDER, Kind::Order, false),
             (ENQUEUE, Kind::Enqueue, false),
-        ] {
+        ];
+        if single {
+            self.provide(parts.into_iter().flat_map(|(name, kind, _)| {
+                let places = places
+                    .iter()
+                    .filter(move |place| place.function.kind == kind);
+                places.map(move |place| (name, place.function.cookie))
+            }))?;
+        }
+        for (name, kind, at_return) in parts {
             let places: Vec<Place> = places
                 .iter()
                 .filter(|place| place.function.kind == kind)
@@ -301,7 +346,6 @@ impl Programs {
                 continue;
             }
             for place in &places {
-                let single = self.means == Means::Single;
                 let cookie = place.function.cookie;
                 let program = self.program(name, if single { cookie } else { 0 })?;
                 let event = open_uprobe(&path, place.offset, at_return).map_err(refused(name))?;

@@ -16,7 +16,7 @@
 /* Kinds of errors of a process; the last one takes those that found no place. */
 #define GPU_ERRORS 16
 /* Pairs of streams of a process of which one waits for the other. */
-#define GPU_EDGES 16
+#define GPU_EDGES 8
 
 /* Gaps count as starved up to this, the rest as idle. */
 #define GPU_STARVED_MAX_NS 1000000000ULL
@@ -151,15 +151,15 @@ struct gpu_process {
 	__u32 has_edges;
 	__u64 cgroup_id;
 	char comm[16];
-	__u64 launches[GPU_APIS];
+	/* The last one counts all else, so that each enqueue has an atomic operation, which
+	 * orders it. */
+	__u64 launches[GPU_APIS + 1];
 	__u64 copy_bytes[GPU_COPIES];
 	__u64 syncs[GPU_SYNCS][2];
 	__u64 sync_wait_ns[GPU_WAITS];
 	__u64 allocated_bytes;
 	/* Calls whose thread, stream, event or memory found no place or was never seen. */
 	__u64 untracked;
-	/* Only so that each enqueue has an atomic operation, which orders it. */
-	__u64 enqueues;
 	/* The driver's context in use, and whether there was another. */
 	__u64 context;
 	__u64 contexts;
