@@ -456,7 +456,8 @@ impl Scrape {
         let gap_count = self.count(&format!("{GAPS}_count"), &of_device);
         let gap_sum = self.sum(&format!("{GAPS}_sum"), &of_device);
         let said = format!(
-            "starved {starved} s, idle {idle} s, {gap_count} gaps of {gap_sum} s, truly {}",
+            "starved {starved} s, idle {idle} s, {gap_count} gaps of {gap_sum} s, {} calls untracked, truly {}",
+            self.said.count("sentry_gpu_calls_untracked_total", &[]),
             truth.device
         );
 

@@ -80,20 +80,27 @@ struct {
 	__type(value, struct gpu_thread);
 } gpu_threads SEC(".maps");
 
-/* Who inserts it opens a gap, who removes it closes the gap; or it is a lock. */
+/* Who inserts it opens a gap, and who removes it closes the gap. Or it is held for the moment in
+ * which a thread takes a place: others take another, and nobody waits for one that was
+ * preempted. */
 #define GPU_TOKEN(slot, what) ((slot) << 8 | (what))
-#define GPU_TOKEN_LOCK 0xff
+#define GPU_TOKEN_STREAM(number) (0x80 | (number))
+#define GPU_TOKEN_ERROR(number) (0xc0 | (number))
+
+#define GPU_TOKENS (GPU_PROCESSES * (GPU_DEVICES + 4))
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, GPU_PROCESSES *(GPU_DEVICES + 1));
+	__uint(max_entries, GPU_TOKENS);
 	__type(key, __u32);
 	__type(value, __u32);
 } gpu_tokens SEC(".maps");
 
 struct gpu_event {
 	__u64 record_ns;
-	__u32 stream;
+	/* Of its stream. */
+	__u64 name;
+	__u32 number;
 	__u32 tid;
 	/* As in struct gpu_stream. */
 	__u64 capture;
@@ -103,7 +110,7 @@ struct gpu_event {
  * would have needed it counts it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 	__type(key, struct gpu_handle);
 	__type(value, struct gpu_event);
 } gpu_events SEC(".maps");
@@ -136,27 +143,6 @@ static __always_inline void gpu_add(__u64 *counter, __u64 n)
 static __always_inline void gpu_untracked(struct gpu_process *process)
 {
 	gpu_add(&process->untracked, 1);
-}
-
-/* A lock of the process, for what is rare: new streams and errors. It is held for a microsecond or
- * two, which is 20 to 40 tries, unless its thread was preempted. */
-static __noinline bool gpu_lock(__u32 slot)
-{
-	__u32 token = GPU_TOKEN(slot, GPU_TOKEN_LOCK), value = 0;
-
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 128; i++) {
-		if (!bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST))
-			return true;
-	}
-	return false;
-}
-
-static __always_inline void gpu_unlock(__u32 slot)
-{
-	__u32 token = GPU_TOKEN(slot, GPU_TOKEN_LOCK);
-
-	bpf_map_delete_elem(&gpu_tokens, &token);
 }
 
 /* A number for a process at its first call: 0 where there is none left. */
@@ -338,64 +324,67 @@ static __always_inline __u64 gpu_max(__u64 a, __u64 b)
 	return a + (b - a) * histogram_less(a, b);
 }
 
-/* A place for a new stream. Places are given up by cudaStreamDestroy, and may be taken again once
- * they are drained. */
+/* Takes a place for a stream if it is free: never used, or given up by cudaStreamDestroy and
+ * drained since. */
+static __always_inline bool gpu_stream_take(struct gpu_process *process, struct gpu_thread *thread,
+					    __u32 number, __u64 name)
+{
+	__u32 token = GPU_TOKEN(thread->slot, GPU_TOKEN_STREAM(number)), value = 0;
+	struct gpu_stream *stream = &process->streams[number];
+	__u64 handle = process->handles[number];
+	bool taken = false;
+
+	if (handle &&
+	    (handle != GPU_STREAM_GONE || histogram_less(stream->drained_ns, stream->last_ns)))
+		return false;
+	if (bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST))
+		return false;
+	/* Another thread may have come and gone since. */
+	if (*(volatile __u64 *)&process->handles[number] == handle) {
+		stream->device = thread->device;
+		stream->capture = 0;
+		barrier();
+		*(volatile __u64 *)&process->handles[number] = name;
+		taken = true;
+	}
+	bpf_map_delete_elem(&gpu_tokens, &token);
+	return taken;
+}
+
+/* A place for a new stream. Two threads can take two places for the same one: what is known of a
+ * stream by its name is therefore known of all places in its window that have it. */
 static __noinline int gpu_stream_new(struct gpu_process *process, struct gpu_thread *thread,
 				     __u64 name)
 {
 	volatile __u64 *found;
-	struct gpu_stream *stream;
 	__u32 number;
 
 	if (!process || !thread)
 		return 0;
 	found = &thread->found;
 	*found = GPU_STREAMS - 1;
-	if (!gpu_lock(thread->slot)) {
-		gpu_untracked(process);
-		process->streams[GPU_STREAMS - 1].device = GPU_DEVICES;
-		return 0;
-	}
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < GPU_STREAM_WINDOW; i++) {
-		__u64 handle;
-
 		number = gpu_stream_place(name, i);
-		handle = process->handles[number];
-		stream = &process->streams[number];
-		/* Another thread may have been faster. */
-		if (handle == name) {
+		if (number != GPU_STREAMS - 1 && gpu_stream_take(process, thread, number, name)) {
 			*found = number;
 			break;
 		}
-		if (*found == GPU_STREAMS - 1 &&
-		    (!handle || (handle == GPU_STREAM_GONE &&
-				 !histogram_less(stream->drained_ns, stream->last_ns))))
-			*found = number;
 	}
 	number = *found & (GPU_STREAMS - 1);
-	stream = &process->streams[number];
-	if (number == GPU_STREAMS - 1) {
+	if (number == GPU_STREAMS - 1)
+		process->streams[GPU_STREAMS - 1].device = GPU_DEVICES;
+	/* Devices beyond have no gaps. */
+	if (number == GPU_STREAMS - 1 || thread->device >= GPU_DEVICES)
 		gpu_untracked(process);
-		stream->device = GPU_DEVICES;
-	} else if (process->handles[number] != name) {
-		/* What edges say of the old one must not be believed of this one. */
+		/* What edges say of the one that was there must not be believed of this one. */
 #pragma clang loop unroll(disable)
-		for (__u32 i = 0; i < GPU_EDGES; i++) {
-			struct gpu_edge *edge = &process->edges[i & (GPU_EDGES - 1)];
+	for (__u32 i = 0; i < GPU_EDGES; i++) {
+		struct gpu_edge *edge = &process->edges[i & (GPU_EDGES - 1)];
 
-			if (edge->waiter == number || edge->source == number)
-				edge->wait_ns = 0;
-		}
-		stream->device = thread->device;
-		stream->capture = 0;
-		/* Devices beyond have no gaps. */
-		if (thread->device >= GPU_DEVICES)
-			gpu_untracked(process);
-		barrier();
-		process->handles[number] = name;
+		if (edge->waiter == number || edge->source == number)
+			*(volatile __u64 *)&edge->wait_ns = 0;
 	}
-	gpu_unlock(thread->slot);
 	return 0;
 }
 
@@ -576,6 +565,22 @@ static __always_inline void gpu_drain(struct gpu_stream *stream, __u64 until, __
 	*(volatile __u64 *)&stream->drained_ns = gpu_max(drained, until * is);
 }
 
+/* The same for a stream by its name: for each place that has it. */
+static __noinline int gpu_drain_name(struct gpu_process *process, __u64 name, __u64 until,
+				     __u32 tid)
+{
+	if (!process)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < GPU_STREAM_WINDOW; i++) {
+		__u32 number = gpu_stream_place(name, i);
+		__u64 other = process->handles[number] ^ name;
+
+		gpu_drain(&process->streams[number], until, tid, ((other | -other) >> 63) ^ 1);
+	}
+	return 0;
+}
+
 /* What a drained stream had waited for is drained as well. An edge that follows from one after it
  * takes the second round; where two are not enough, streams stay pending. */
 static __noinline int gpu_follow_edges(struct gpu_process *process)
@@ -658,7 +663,7 @@ int gpu_enter(struct pt_regs *ctx)
 	gpu_is_other(&caller);
 	thread->call = cookie;
 	thread->sp = PT_REGS_SP(ctx);
-	thread->first = GPU_STREAMS;
+	thread->first = 0;
 	thread->second = 0;
 	if (call == GPU_CALL_MEMCPY)
 		gpu_copied(caller.process, ctx, cookie);
@@ -681,7 +686,8 @@ int gpu_enter(struct pt_regs *ctx)
 			gpu_enqueue_on(&caller, stream, &caller.process->launches[GPU_APIS]);
 		/* Copies of other directions may return before they are complete. */
 		if (call != GPU_CALL_MEMCPY || kind == GPU_COPY_DEVICE_TO_HOST)
-			thread->first = stream;
+			thread->first = *(volatile __u64 *)&thread->name;
+		thread->second = stream;
 		break;
 	case GPU_CALL_EVENT_SYNCHRONIZE:
 	case GPU_CALL_EVENT_QUERY:
@@ -707,34 +713,39 @@ int gpu_enter(struct pt_regs *ctx)
 	return 0;
 }
 
-/* Counts a failed call. */
+/* Counts a failed call. One kind can be in two places, which the reader adds up. */
 static __noinline int gpu_failed(struct gpu_process *process, struct gpu_thread *thread, __u32 call,
 				 __u32 code)
 {
 	volatile __u64 *found;
-	bool locked;
+	__u32 value = 0;
 
 	if (!process || !thread)
 		return 0;
 	found = &thread->found;
-	*found = GPU_ERRORS - 1;
-	locked = gpu_lock(thread->slot);
+	*found = 0;
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < GPU_ERRORS - 1; i++) {
 		struct gpu_error *error = &process->errors[i & (GPU_ERRORS - 1)];
+		__u32 token = GPU_TOKEN(thread->slot, GPU_TOKEN_ERROR(i));
+		bool taken = !error->count &&
+			     !bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST);
 
-		if (!error->count && locked) {
+		if (taken && !*(volatile __u64 *)&error->count) {
 			error->call = call;
 			error->code = code;
 		}
-		if (error->call == call && error->code == code) {
-			*found = i;
-			break;
+		if (error->call == call && error->code == code &&
+		    (taken || *(volatile __u64 *)&error->count)) {
+			gpu_add(&error->count, 1);
+			*found = 1;
 		}
+		if (taken)
+			bpf_map_delete_elem(&gpu_tokens, &token);
+		if (*found)
+			return 0;
 	}
-	gpu_add(&process->errors[*found & (GPU_ERRORS - 1)].count, 1);
-	if (locked)
-		gpu_unlock(thread->slot);
+	gpu_add(&process->errors[GPU_ERRORS - 1].count, 1);
 	return 0;
 }
 
@@ -829,7 +840,7 @@ int gpu_return(struct pt_regs *ctx)
 	}
 	if (result) {
 		if (call == GPU_CALL_STREAM_CAPTURE && GPU_COOKIE_COPY(cookie))
-			gpu_capture_end(process, thread->first + 1);
+			gpu_capture_end(process, thread->second + 1);
 		if (result != GPU_NOT_READY ||
 		    (call != GPU_CALL_STREAM_QUERY && call != GPU_CALL_EVENT_QUERY))
 			gpu_failed(process, thread, call, result);
@@ -848,7 +859,6 @@ int gpu_return(struct pt_regs *ctx)
 			gpu_drain(stream, until, tid,
 				  histogram_less(stream->device ^ thread->device, 1));
 		}
-		number = GPU_STREAMS;
 		break;
 	case GPU_CALL_EVENT_SYNCHRONIZE:
 	case GPU_CALL_EVENT_QUERY:
@@ -866,15 +876,13 @@ int gpu_return(struct pt_regs *ctx)
 			return 0;
 		until = event->record_ns;
 		tid = event->tid;
-		number = event->stream;
+		thread->first = event->name;
 		break;
 	case GPU_CALL_STREAM_SYNCHRONIZE:
 	case GPU_CALL_STREAM_QUERY:
 	case GPU_CALL_MEMCPY:
-		number = thread->first;
 		/* The default stream of a context that is not known. */
-		if (cookie & GPU_COOKIE_DRIVER && process->contexts && number < GPU_STREAMS &&
-		    process->handles[number & (GPU_STREAMS - 1)] >> 62)
+		if (cookie & GPU_COOKIE_DRIVER && process->contexts && thread->first >> 62)
 			return 0;
 		break;
 	case GPU_CALL_MALLOC:
@@ -902,7 +910,7 @@ int gpu_return(struct pt_regs *ctx)
 		thread->device = thread->first;
 		return 0;
 	case GPU_CALL_STREAM_CAPTURE:
-		number = thread->first;
+		number = thread->second;
 		if (number >= GPU_STREAMS - 1)
 			return 0;
 		if (GPU_COOKIE_COPY(cookie))
@@ -913,11 +921,12 @@ int gpu_return(struct pt_regs *ctx)
 	default:
 		return 0;
 	}
-	/* The last place stands for streams that cannot be told apart. */
-	if (number < GPU_STREAMS - 1)
-		gpu_drain(&process->streams[number & (GPU_STREAMS - 1)], until, tid, 1);
-	else if (call != GPU_CALL_DEVICE_SYNCHRONIZE)
-		return 0;
+	if (call != GPU_CALL_DEVICE_SYNCHRONIZE) {
+		/* A copy that proves nothing. */
+		if (!thread->first)
+			return 0;
+		gpu_drain_name(process, thread->first, until, tid);
+	}
 	gpu_settle(process, caller.slot, now);
 	return 0;
 }
@@ -940,7 +949,7 @@ static __noinline int gpu_wait_event(struct gpu_process *process, struct gpu_thr
 			process->streams[number & (GPU_STREAMS - 1)].capture = event->capture;
 		return 0;
 	}
-	source = event->stream;
+	source = event->number;
 	record = event->record_ns;
 	if (source == number || source >= GPU_STREAMS - 1 ||
 	    record <= process->streams[source & (GPU_STREAMS - 1)].drained_ns)
@@ -1020,7 +1029,8 @@ int gpu_order(struct pt_regs *ctx)
 		return 0;
 	}
 	event.record_ns = bpf_ktime_get_ns();
-	event.stream = number;
+	event.name = name;
+	event.number = number;
 	event.tid = caller.tid;
 	event.capture = caller.process->streams[number & (GPU_STREAMS - 1)].capture;
 	if (bpf_map_update_elem(&gpu_events, &key, &event, BPF_ANY))
