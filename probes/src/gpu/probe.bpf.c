@@ -992,7 +992,8 @@ int gpu_order(struct pt_regs *ctx)
 	if (!gpu_caller_find(&caller) || !caller.slot)
 		return 0;
 	if (what == GPU_ORDER_CONTEXT) {
-		/* The driver's own, or the runtime's below cudaSetDevice(). */
+		/* The driver's own, or the runtime's below cudaSetDevice(); where it is made, the
+		 * address that takes it stands for it. */
 		handle = PT_REGS_PARM1(ctx);
 		if (!handle)
 			return 0;
