@@ -27,12 +27,6 @@ const FREE_MAP_CALLS: (u32, u32) = (5, 19);
 /// `CAP_SYS_ADMIN`.
 const OPEN_MAP_FILES: (u32, u32) = (5, 9);
 
-/// Since then many functions are hooked at once, without `perf_event_open()`.
-const MULTI_LINKS: (u32, u32) = (6, 6);
-
-/// From this level on, `perf_event_open()` takes `CAP_SYS_ADMIN`: a patch of Debian and Ubuntu.
-const PARANOID_PERF: i32 = 3;
-
 /// Since then, commit 80ee81e0403c, maps are memory of their maker's cgroup and not charged to `RLIMIT_MEMLOCK`.
 pub(crate) const UNCHARGED_MAPS: (u32, u32) = (5, 11);
 
@@ -156,26 +150,22 @@ pub(crate) struct Later<'a> {
     pub(crate) unfinished: Vec<&'static str>,
     /// Whether programs that use CUDA are looked for and attached to.
     pub(crate) gpu: bool,
-    /// Whether that makes calls of `perf_event_open()` that take `CAP_SYS_ADMIN` here.
-    pub(crate) paranoid_perf: bool,
+    /// Whether that is done with `perf_event_open()`, which takes `CAP_SYS_ADMIN` for uprobes: again
+    /// since 6.16 and the stable releases of mid-2025 (its revert of
+    /// `CAP_PERFMON` for uprobes), and always where Debian's `kernel.perf_event_paranoid` is 3.
+    pub(crate) perf_uprobes: bool,
 }
 
 impl<'a> Later<'a> {
-    /// By what is attached, the kernel's release, and `kernel.perf_event_paranoid`.
-    pub(crate) fn new(kernel: &Kernel, release: &'a str, paranoid: &str) -> Self {
+    /// By what is attached, and the kernel's release.
+    pub(crate) fn new(kernel: &Kernel, release: &'a str) -> Self {
         let mut probes = kernel.probes.iter();
         let gpu = probes.find(|installed| installed.probe.deferred.is_some());
-        let paranoid = paranoid
-            .trim()
-            .parse()
-            .is_ok_and(|level: i32| level >= PARANOID_PERF);
-        let multi = !is_before(release, MULTI_LINKS);
         Self {
             release,
             unfinished: unfinished(kernel),
             gpu: gpu.is_some(),
-            paranoid_perf: paranoid
-                && gpu.is_some_and(|gpu| !multi || gpu.status.hook != "uprobe_multi"),
+            perf_uprobes: gpu.is_some_and(|gpu| gpu.status.hook != "uprobe_multi"),
         }
     }
 
@@ -195,8 +185,7 @@ impl<'a> Later<'a> {
         });
         let gpu = |reason: &str| self.gpu.then(|| format!("gpu {reason}"));
         let attaches = gpu("attaches to programs when they begin to use CUDA");
-        let paranoid =
-            gpu("attaches by perf_event_open(), which takes it at this kernel.perf_event_paranoid");
+        let perf = gpu("attaches by perf_event_open(), which takes it for uprobes");
         let (none, admin) = (CapabilitySet::empty(), CapabilitySet::SYS_ADMIN);
         let reasons = |reasons: [Option<String>; 3]| reasons.into_iter().flatten().collect();
         [
@@ -232,7 +221,7 @@ impl<'a> Later<'a> {
             (
                 admin,
                 none,
-                reasons([None, None, paranoid.filter(|_| self.paranoid_perf)]),
+                reasons([None, None, perf.filter(|_| self.perf_uprobes)]),
             ),
         ]
     }
@@ -343,8 +332,7 @@ pub(crate) fn reduce(kernel: &Kernel, procfs: &Path) -> Result<Reduced, Privileg
     };
     let before = capabilities(None).map_err(refused("capget"))?;
     // Where it cannot be read, there is no such patch to heed.
-    let paranoid = fs::read_to_string(procfs.join("sys/kernel/perf_event_paranoid"));
-    let later = Later::new(kernel, &release, &paranoid.unwrap_or_default());
+    let later = Later::new(kernel, &release);
     let missed = missed(before.permitted, &later);
     let kept = keep(before.permitted, &later);
     let keep = kept.iter().fold(CapabilitySet::empty(), |all, kept| {
@@ -513,11 +501,11 @@ mod tests {
         assert_eq!(describe(&[]), "none");
     }
 
-    fn gpu(release: &str, paranoid_perf: bool) -> Later<'_> {
+    fn gpu(release: &str, perf_uprobes: bool) -> Later<'_> {
         Later {
             release,
             gpu: true,
-            paranoid_perf,
+            perf_uprobes,
             ..Later::default()
         }
     }

@@ -70,8 +70,7 @@ pub(super) fn host(config: &Config, kernel: Option<&Kernel>) -> Vec<Fact> {
     }
     if let Some(kernel) = kernel {
         let permitted = privileges::set(&status, "CapPrm:");
-        let paranoid = proc("sys/kernel/perf_event_paranoid").unwrap_or_default();
-        let later = Later::new(kernel, known_release, &paranoid);
+        let later = Later::new(kernel, known_release);
         let kept = privileges::describe(&privileges::keep(permitted, &later));
         let missed = privileges::missed(permitted, &later);
         facts.push(("kept", (kept, missed)));

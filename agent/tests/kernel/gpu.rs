@@ -6,7 +6,7 @@
 use crate::agent::Agent;
 use crate::exposition::{Exposition, as_count, as_f64};
 use crate::host::{
-    Folder, in_cgroup, is_v1_only, label, output, skipped, socket_cgroup, take_turn, turn, wait_for,
+    Folder, in_cgroup, label, output, skipped, socket_cgroup, take_turn, turn, wait_for,
 };
 use rustix::time::{ClockId, clock_gettime};
 use sentry_bench::sandbox::Cgroup;
@@ -344,12 +344,7 @@ impl Scrape {
             before_ns,
             after_ns: now_ns(),
             said,
-            // Where version 2 is not mounted, all belong to its root.
-            cgroup: if is_v1_only() {
-                "/".to_owned()
-            } else {
-                label(cgroup)
-            },
+            cgroup: label(cgroup),
         }
     }
 
@@ -451,7 +446,8 @@ impl Scrape {
         let gap_count = self.count(&format!("{GAPS}_count"), &of_device);
         let gap_sum = self.sum(&format!("{GAPS}_sum"), &of_device);
         let said = format!(
-            "starved {starved} s, idle {idle} s, {gap_count} gaps of {gap_sum} s, truly {}",
+            "starved {starved} s, idle {idle} s, {gap_count} gaps of {gap_sum} s, {} calls untracked, truly {}",
+            self.said.count("sentry_gpu_calls_untracked_total", &[]),
             truth.device
         );
 
@@ -644,13 +640,15 @@ impl Waiting {
 
     /// Waits until an agent counts the calls of both.
     pub(crate) fn until_hooked(agent: &Agent) {
+        let cgroup = socket_cgroup("gpu");
         for form in [Form::Shared, Form::Static] {
+            let process = program(form).file_name().unwrap().to_owned();
+            let of_form = [("process", process.to_str().unwrap())];
             wait_for("GPU probe that counts", PATIENCE, || {
-                let cgroup = socket_cgroup("gpu");
                 let mut workload = Workload::start(&cgroup, &program(form), "short");
                 workload.truth();
                 workload.end();
-                (Scrape::take(agent, &cgroup).count(LAUNCHES, &[]) > 0).then_some(())
+                (Scrape::take(agent, &cgroup).count(LAUNCHES, &of_form) > 0).then_some(())
             });
         }
     }

@@ -28,16 +28,10 @@ const CHECKPOINT_RESTORE: u64 = 1 << 40;
 /// What looking for programs that use CUDA takes besides.
 const CUDA: u64 = DAC_READ_SEARCH | SYS_PTRACE | CHECKPOINT_RESTORE;
 
-/// What attaching to them takes besides on this host: where `perf_event_open()` is for the administrator alone, and
-/// functions are hooked by it.
-fn paranoid() -> u64 {
-    let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
-    let paranoid = level.trim().parse::<i32>().unwrap() >= 3;
-    if paranoid && release() < [6, 6] {
-        SYS_ADMIN
-    } else {
-        0
-    }
+/// What attaching to them takes besides on this host: where functions are hooked by `perf_event_open()`, which is for
+/// the administrator alone.
+fn perf_uprobes() -> u64 {
+    if release() < [6, 6] { SYS_ADMIN } else { 0 }
 }
 
 /// The kernel's version.
@@ -143,7 +137,7 @@ fn nobody_with_two_capabilities_measures_everything() {
     // The gpu probe looks for programs with what it is given, and says what it lacks.
     let log = agent.log();
     let mut lines = log.lines().filter(|line| line.contains("for want of"));
-    assert_eq!(mask(lines.next().unwrap()), CUDA | paranoid(), "{log}");
+    assert_eq!(mask(lines.next().unwrap()), CUDA | perf_uprobes(), "{log}");
     assert_eq!(lines.next(), None, "{log}");
     assert_connects(&agent);
     assert_reads(&agent);
@@ -176,7 +170,7 @@ fn root_keeps_what_it_looks_for_cuda_with() {
     let agent = Agent::start("--probes gpu");
     agent.scrape();
     let kept = said_to_be_kept(&agent);
-    let left = BOTH | CUDA | paranoid();
+    let left = BOTH | CUDA | perf_uprobes();
     assert_eq!(mask(&kept), left, "{kept}");
     assert!(!agent.log().contains("for want of"), "{}", agent.log());
     let tasks = Path::new("/proc")
@@ -284,7 +278,7 @@ fn check_looks_at_all_that_decides() {
     }
     assert!(fact(&report, "capabilities").0.ends_with(", as uid 0"));
     let (kept, lacking) = fact(&report, "kept");
-    assert_eq!(mask(&kept), BOTH | CUDA | paranoid());
+    assert_eq!(mask(&kept), BOTH | CUDA | perf_uprobes());
     assert_eq!(lacking, None);
 
     let folder = Folder::new();
@@ -299,7 +293,7 @@ fn check_looks_at_all_that_decides() {
     );
     let (kept, lacking) = fact(&report, "kept");
     assert_eq!(mask(&kept), BOTH);
-    assert_eq!(mask(&lacking.unwrap()), CUDA | paranoid());
+    assert_eq!(mask(&lacking.unwrap()), CUDA | perf_uprobes());
     let (tracefs, meaning) = fact(&report, "tracefs");
     if tracefs != "not mounted" {
         assert!(meaning.unwrap().contains("CAP_DAC_READ_SEARCH"));

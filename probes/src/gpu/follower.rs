@@ -34,6 +34,9 @@ const KNOWN_MAX: usize = 4096;
 /// How long they are known for: a file may be written anew.
 const KNOWN_FOR: Duration = Duration::from_secs(600);
 
+/// Below procfs: there with NVIDIA's kernel module.
+const DRIVER: &str = "driver/nvidia";
+
 /// The namespace of processes that the kernel starts with (`PROC_PID_INIT_INO` in
 /// `include/linux/proc_ns.h`): the programs number processes as it does.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -116,6 +119,12 @@ impl Follower {
     /// When waiting fails, which it never should.
     pub fn follow(&mut self, timeout: Duration) -> io::Result<()> {
         if self.scanned.is_none() {
+            // Where there is a GPU the first program needs not wait for the verifier.
+            if self.procfs.join(DRIVER).exists()
+                && let Err(failure) = self.load()
+            {
+                self.gpu.failed(failure.reason, || failure.detail);
+            }
             self.scan();
             return Ok(());
         }
@@ -283,20 +292,14 @@ impl Follower {
         self.known.extend(key);
     }
 
-    fn attach(&mut self, path: &Path, places: &[Place]) -> Result<Attachment, Failure> {
+    fn attach(&self, path: &Path, places: &[Place]) -> Result<Attachment, Failure> {
         if places.is_empty() {
             return Err(Failure {
                 reason: "no_function",
                 detail: "it has none of the functions that are hooked".to_owned(),
             });
         }
-        if self.gpu.table.get().is_none() {
-            let means = self.gpu.means.ok_or_else(|| Failure {
-                reason: "load",
-                detail: "this kernel has no uprobes that can be used".to_owned(),
-            })?;
-            let _ = self.gpu.table.set(load(means)?);
-        }
+        self.load()?;
         let Some(table) = self.gpu.table.get() else {
             return Err(Failure {
                 reason: "load",
@@ -308,6 +311,24 @@ impl Follower {
             .attach(path, places)
             .inspect(|_| self.gpu.change(|state| state.attached = true))
             .map_err(|error| failure("attach", &error))
+    }
+
+    /// Loads the programs, unless they are.
+    fn load(&self) -> Result<(), Failure> {
+        if self.gpu.table.get().is_some() {
+            return Ok(());
+        }
+        let means = self.gpu.means.ok_or_else(|| Failure {
+            reason: "load",
+            detail: "this kernel has no uprobes that can be used".to_owned(),
+        })?;
+        let programs = Programs::load(means).map_err(|error| failure("load", &error))?;
+        let table = Table::new(programs).map_err(|error| Failure {
+            reason: "load",
+            detail: error.to_string(),
+        })?;
+        let _ = self.gpu.table.set(table);
+        Ok(())
     }
 
     /// Lets go of files whose last user is gone.
@@ -398,15 +419,6 @@ fn choose(forced: Option<&str>) -> (Option<Means>, Vec<PassedOver>) {
         });
     }
     (None, passed_over)
-}
-
-/// Loads the programs.
-fn load(means: Means) -> Result<Table, Failure> {
-    let programs = Programs::load(means).map_err(|error| failure("load", &error))?;
-    Table::new(programs).map_err(|error| Failure {
-        reason: "load",
-        detail: error.to_string(),
-    })
 }
 
 /// Whether a file of that name is the runtime or the driver.

@@ -11,6 +11,7 @@
  * a token of a hash. All errors of races are to one side: a stream counts as pending that is not.
  */
 #include <linux/bpf.h>
+#include <linux/errno.h>
 #include <linux/ptrace.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
@@ -61,9 +62,11 @@ struct gpu_thread {
 	/* What that call's return needs. */
 	__u64 first;
 	__u64 second;
-	/* The stack pointer at the entry of the runtime's last call that enqueues: the driver's
+	/* The stack pointer at the entry of the runtime's last call, if that enqueues: the driver's
 	 * call below it is the same. 0 once that was seen. */
 	__u64 enqueue_sp;
+	/* The name of its own default stream, once it was used. */
+	__u64 own_stream;
 	/* What a loop has found, and what it looks for: in memory, where the verifier knows no
 	 * values. Else it would go on for each of them apart. */
 	__u64 found;
@@ -77,20 +80,27 @@ struct {
 	__type(value, struct gpu_thread);
 } gpu_threads SEC(".maps");
 
-/* Who inserts it opens a gap, who removes it closes the gap; or it is a lock. */
+/* Who inserts it opens a gap, and who removes it closes the gap. Or it is held for the moment in
+ * which a thread takes a place: others take another, and nobody waits for one that was
+ * preempted. */
 #define GPU_TOKEN(slot, what) ((slot) << 8 | (what))
-#define GPU_TOKEN_LOCK 0xff
+#define GPU_TOKEN_STREAM(number) (0x80 | (number))
+#define GPU_TOKEN_ERROR(number) (0xc0 | (number))
+
+#define GPU_TOKENS (GPU_PROCESSES * (GPU_DEVICES + 4))
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 2 * GPU_PROCESSES);
+	__uint(max_entries, GPU_TOKENS);
 	__type(key, __u32);
 	__type(value, __u32);
 } gpu_tokens SEC(".maps");
 
 struct gpu_event {
 	__u64 record_ns;
-	__u32 stream;
+	/* Of its stream. */
+	__u64 name;
+	__u32 number;
 	__u32 tid;
 	/* As in struct gpu_stream. */
 	__u64 capture;
@@ -100,7 +110,7 @@ struct gpu_event {
  * would have needed it counts it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 	__type(key, struct gpu_handle);
 	__type(value, struct gpu_event);
 } gpu_events SEC(".maps");
@@ -133,32 +143,6 @@ static __always_inline void gpu_add(__u64 *counter, __u64 n)
 static __always_inline void gpu_untracked(struct gpu_process *process)
 {
 	gpu_add(&process->untracked, 1);
-}
-
-/* A lock of the process, for what is rare. It may be held by a thread that was preempted, so
- * giving up must be possible. */
-static __noinline bool gpu_lock(__u32 slot)
-{
-	__u32 token = GPU_TOKEN(slot, GPU_TOKEN_LOCK), value = 0;
-
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 16; i++) {
-		if (!bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST))
-			return true;
-	}
-	return false;
-}
-
-static __always_inline void gpu_unlock(__u32 slot)
-{
-	__u32 token = GPU_TOKEN(slot, GPU_TOKEN_LOCK);
-
-	/* The kernel may refuse: a lock that stays would be there for the life of the process. */
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 4; i++) {
-		if (!bpf_map_delete_elem(&gpu_tokens, &token))
-			return;
-	}
 }
 
 /* A number for a process at its first call: 0 where there is none left. */
@@ -278,15 +262,14 @@ static __always_inline __u64 gpu_argument(struct pt_regs *ctx, __u32 n)
 
 /* The handle by which a stream is kept. A default stream belongs to the device, or to the thread
  * and the device. No address has a bit above 56 set. */
-static __always_inline __u64 gpu_stream_name(struct gpu_caller *caller, __u64 handle,
-					     __u32 cookie)
+static __always_inline __u64 gpu_stream_name(struct gpu_caller *caller, __u64 handle, __u32 cookie)
 {
 	volatile __u64 *name = &caller->thread->name;
 	__u64 device = caller->thread->device;
 
 	*name = handle;
 	if (handle == GPU_STREAM_PER_THREAD || (handle == 0 && cookie & GPU_COOKIE_PER_THREAD))
-		*name = 1ULL << 63 | (__u64)caller->tid << 16 | device;
+		*name = caller->thread->own_stream = 1ULL << 63 | (__u64)caller->tid << 16 | device;
 	else if (handle <= GPU_STREAM_LEGACY)
 		*name = 1ULL << 62 | device;
 	return *name;
@@ -341,61 +324,67 @@ static __always_inline __u64 gpu_max(__u64 a, __u64 b)
 	return a + (b - a) * histogram_less(a, b);
 }
 
-/* A place for a new stream. Places are given up by cudaStreamDestroy, and may be taken again once
- * they are drained. */
+/* Takes a place for a stream if it is free: never used, or given up by cudaStreamDestroy and
+ * drained since. */
+static __always_inline bool gpu_stream_take(struct gpu_process *process, struct gpu_thread *thread,
+					    __u32 number, __u64 name)
+{
+	__u32 token = GPU_TOKEN(thread->slot, GPU_TOKEN_STREAM(number)), value = 0;
+	struct gpu_stream *stream = &process->streams[number];
+	__u64 handle = process->handles[number];
+	bool taken = false;
+
+	if (handle &&
+	    (handle != GPU_STREAM_GONE || histogram_less(stream->drained_ns, stream->last_ns)))
+		return false;
+	if (bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST))
+		return false;
+	/* Another thread may have come and gone since. */
+	if (*(volatile __u64 *)&process->handles[number] == handle) {
+		stream->device = thread->device;
+		stream->capture = 0;
+		barrier();
+		*(volatile __u64 *)&process->handles[number] = name;
+		taken = true;
+	}
+	bpf_map_delete_elem(&gpu_tokens, &token);
+	return taken;
+}
+
+/* A place for a new stream. Two threads can take two places for the same one: what is known of a
+ * stream by its name is therefore known of all places in its window that have it. */
 static __noinline int gpu_stream_new(struct gpu_process *process, struct gpu_thread *thread,
 				     __u64 name)
 {
 	volatile __u64 *found;
-	struct gpu_stream *stream;
 	__u32 number;
 
 	if (!process || !thread)
 		return 0;
 	found = &thread->found;
 	*found = GPU_STREAMS - 1;
-	if (!gpu_lock(thread->slot)) {
-		gpu_untracked(process);
-		process->streams[GPU_STREAMS - 1].device = GPU_DEVICES;
-		return 0;
-	}
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < GPU_STREAM_WINDOW; i++) {
-		__u64 handle;
-
 		number = gpu_stream_place(name, i);
-		handle = process->handles[number];
-		stream = &process->streams[number];
-		/* Another thread may have been faster. */
-		if (handle == name) {
+		if (number != GPU_STREAMS - 1 && gpu_stream_take(process, thread, number, name)) {
 			*found = number;
 			break;
 		}
-		if (*found == GPU_STREAMS - 1 &&
-		    (!handle || (handle == GPU_STREAM_GONE &&
-				 !histogram_less(stream->drained_ns, stream->last_ns))))
-			*found = number;
 	}
 	number = *found & (GPU_STREAMS - 1);
-	stream = &process->streams[number];
-	if (number == GPU_STREAMS - 1) {
+	if (number == GPU_STREAMS - 1)
+		process->streams[GPU_STREAMS - 1].device = GPU_DEVICES;
+	/* Devices beyond have no gaps. */
+	if (number == GPU_STREAMS - 1 || thread->device >= GPU_DEVICES)
 		gpu_untracked(process);
-		stream->device = GPU_DEVICES;
-	} else if (process->handles[number] != name) {
-		/* What edges say of the old one must not be believed of this one. */
+		/* What edges say of the one that was there must not be believed of this one. */
 #pragma clang loop unroll(disable)
-		for (__u32 i = 0; i < GPU_EDGES; i++) {
-			struct gpu_edge *edge = &process->edges[i & (GPU_EDGES - 1)];
+	for (__u32 i = 0; i < GPU_EDGES; i++) {
+		struct gpu_edge *edge = &process->edges[i & (GPU_EDGES - 1)];
 
-			if (edge->waiter == number || edge->source == number)
-				edge->wait_ns = 0;
-		}
-		stream->device = thread->device;
-		stream->capture = 0;
-		barrier();
-		process->handles[number] = name;
+		if (edge->waiter == number || edge->source == number)
+			*(volatile __u64 *)&edge->wait_ns = 0;
 	}
-	gpu_unlock(thread->slot);
 	return 0;
 }
 
@@ -482,8 +471,12 @@ static __always_inline bool gpu_enqueue_on(struct gpu_caller *caller, __u32 numb
 	now = bpf_ktime_get_ns();
 	stream->last_tid = caller->tid;
 	*(volatile __u64 *)&stream->last_ns = now;
-	/* Orders the mark before the look: see gpu_gap_open(). */
+	/* Orders the mark before the look: see gpu_settle(). */
 	gpu_add(counter, 1);
+	/* A drain whose proof is younger, for this thread was preempted: the work is yet to come.
+	 */
+	if (*(volatile __u64 *)&stream->drained_ns >= now)
+		*(volatile __u64 *)&stream->last_ns = bpf_ktime_get_ns();
 	if (stream->device < GPU_DEVICES) {
 		device = &caller->process->devices[stream->device & (GPU_DEVICES - 1)];
 		if (*(volatile __u64 *)&device->gap_start_ns)
@@ -496,16 +489,25 @@ static __always_inline bool gpu_enqueue_on(struct gpu_caller *caller, __u32 numb
 	return true;
 }
 
-/* Whether a call of the driver is the same as the runtime's call above it on the stack. */
-static __always_inline bool gpu_is_below(struct gpu_thread *thread, __u32 cookie, __u64 sp)
+/* Whether a call of the driver is made by the runtime's call above it on the stack, and counted
+ * there: one that waits, whatever it is made of, or one that enqueues. That one makes one call of
+ * the driver that enqueues, after which the next is the program's own: it may come from a library
+ * with a runtime of its own. */
+static __always_inline bool gpu_is_below(struct gpu_thread *thread, __u32 cookie, __u64 sp,
+					 bool enqueues)
 {
-	__u64 enqueue_sp = thread->enqueue_sp;
+	bool below;
 
-	/* A call that is waiting further up, whatever it is made of. */
-	if (cookie & GPU_COOKIE_DRIVER && thread->call && sp < thread->sp)
+	if (!(cookie & GPU_COOKIE_DRIVER)) {
+		thread->enqueue_sp = enqueues ? sp : 0;
+		return false;
+	}
+	if (thread->call && sp < thread->sp)
 		return true;
-	thread->enqueue_sp = 0;
-	return cookie & GPU_COOKIE_DRIVER && enqueue_sp && sp < enqueue_sp;
+	below = thread->enqueue_sp && sp < thread->enqueue_sp;
+	if (enqueues)
+		thread->enqueue_sp = 0;
+	return below;
 }
 
 static __always_inline void gpu_copied(struct gpu_process *process, struct pt_regs *ctx,
@@ -536,10 +538,8 @@ int gpu_enqueue(struct pt_regs *ctx)
 
 	if (!gpu_caller_find(&caller))
 		return 0;
-	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx)))
+	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx), true))
 		return 0;
-	if (!(cookie & GPU_COOKIE_DRIVER))
-		caller.thread->enqueue_sp = PT_REGS_SP(ctx);
 	counter = &caller.process->launches[what <= GPU_APIS ? what : GPU_APIS];
 	if (gpu_is_other(&caller)) {
 		gpu_add(counter, 1);
@@ -563,6 +563,22 @@ static __always_inline void gpu_drain(struct gpu_stream *stream, __u64 until, __
 
 	until -= begun * (until - last + 1);
 	*(volatile __u64 *)&stream->drained_ns = gpu_max(drained, until * is);
+}
+
+/* The same for a stream by its name: for each place that has it. */
+static __noinline int gpu_drain_name(struct gpu_process *process, __u64 name, __u64 until,
+				     __u32 tid)
+{
+	if (!process)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < GPU_STREAM_WINDOW; i++) {
+		__u32 number = gpu_stream_place(name, i);
+		__u64 other = process->handles[number] ^ name;
+
+		gpu_drain(&process->streams[number], until, tid, ((other | -other) >> 63) ^ 1);
+	}
+	return 0;
 }
 
 /* What a drained stream had waited for is drained as well. An edge that follows from one after it
@@ -590,7 +606,7 @@ static __noinline int gpu_follow_edges(struct gpu_process *process)
 static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 now)
 {
 	__u32 devices, value = 0;
-	__u64 none = 0;
+	long error;
 
 	if (!process)
 		return 0;
@@ -608,12 +624,14 @@ static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 
 		if (!(devices >> i & 1) || *(volatile __u64 *)&device->gap_start_ns)
 			continue;
 		*(volatile __u64 *)&device->gap_start_ns = now;
-		bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST);
+		error = bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST);
+		/* No memory, and nobody could end the gap. */
+		if (error && error != -EEXIST)
+			*(volatile __u64 *)&device->gap_start_ns = 0;
 	}
-	/* An enqueue of another thread that did not see the gap yet has left its mark by now. The
-	 * empty asm keeps the compiler from making "or 0" of it, which 5.10 does not know. */
-	asm volatile("" : "+r"(none));
-	gpu_add(&process->launches[GPU_APIS], none);
+	/* An enqueue of another thread that did not see the gap yet has left its mark by now. Of an
+	 * addition of 0 the compiler would make an "or", which 5.10 does not have. */
+	gpu_add(&process->launches[GPU_APIS], 1);
 	devices &= gpu_devices_pending(process);
 	if (!devices)
 		return 0;
@@ -640,12 +658,12 @@ int gpu_enter(struct pt_regs *ctx)
 	if (!gpu_caller_find(&caller))
 		return 0;
 	thread = caller.thread;
-	if (gpu_is_below(thread, cookie, PT_REGS_SP(ctx)))
+	if (gpu_is_below(thread, cookie, PT_REGS_SP(ctx), false))
 		return 0;
 	gpu_is_other(&caller);
 	thread->call = cookie;
 	thread->sp = PT_REGS_SP(ctx);
-	thread->first = GPU_STREAMS;
+	thread->first = 0;
 	thread->second = 0;
 	if (call == GPU_CALL_MEMCPY)
 		gpu_copied(caller.process, ctx, cookie);
@@ -668,7 +686,8 @@ int gpu_enter(struct pt_regs *ctx)
 			gpu_enqueue_on(&caller, stream, &caller.process->launches[GPU_APIS]);
 		/* Copies of other directions may return before they are complete. */
 		if (call != GPU_CALL_MEMCPY || kind == GPU_COPY_DEVICE_TO_HOST)
-			thread->first = stream;
+			thread->first = *(volatile __u64 *)&thread->name;
+		thread->second = stream;
 		break;
 	case GPU_CALL_EVENT_SYNCHRONIZE:
 	case GPU_CALL_EVENT_QUERY:
@@ -694,34 +713,39 @@ int gpu_enter(struct pt_regs *ctx)
 	return 0;
 }
 
-/* Counts a failed call. */
+/* Counts a failed call. One kind can be in two places, which the reader adds up. */
 static __noinline int gpu_failed(struct gpu_process *process, struct gpu_thread *thread, __u32 call,
 				 __u32 code)
 {
 	volatile __u64 *found;
-	bool locked;
+	__u32 value = 0;
 
 	if (!process || !thread)
 		return 0;
 	found = &thread->found;
-	*found = GPU_ERRORS - 1;
-	locked = gpu_lock(thread->slot);
+	*found = 0;
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < GPU_ERRORS - 1; i++) {
 		struct gpu_error *error = &process->errors[i & (GPU_ERRORS - 1)];
+		__u32 token = GPU_TOKEN(thread->slot, GPU_TOKEN_ERROR(i));
+		bool taken = !error->count &&
+			     !bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST);
 
-		if (!error->count && locked) {
+		if (taken && !*(volatile __u64 *)&error->count) {
 			error->call = call;
 			error->code = code;
 		}
-		if (error->call == call && error->code == code) {
-			*found = i;
-			break;
+		if (error->call == call && error->code == code &&
+		    (taken || *(volatile __u64 *)&error->count)) {
+			gpu_add(&error->count, 1);
+			*found = 1;
 		}
+		if (taken)
+			bpf_map_delete_elem(&gpu_tokens, &token);
+		if (*found)
+			return 0;
 	}
-	gpu_add(&process->errors[*found & (GPU_ERRORS - 1)].count, 1);
-	if (locked)
-		gpu_unlock(thread->slot);
+	gpu_add(&process->errors[GPU_ERRORS - 1].count, 1);
 	return 0;
 }
 
@@ -803,7 +827,6 @@ int gpu_return(struct pt_regs *ctx)
 	if (!thread || thread->call != cookie)
 		return 0;
 	thread->call = 0;
-	thread->enqueue_sp = 0;
 	process = gpu_process(thread->slot);
 	if (!process || process->generation != thread->generation)
 		return 0;
@@ -822,7 +845,7 @@ int gpu_return(struct pt_regs *ctx)
 	}
 	if (result) {
 		if (call == GPU_CALL_STREAM_CAPTURE && GPU_COOKIE_COPY(cookie))
-			gpu_capture_end(process, thread->first + 1);
+			gpu_capture_end(process, thread->second + 1);
 		if (result != GPU_NOT_READY ||
 		    (call != GPU_CALL_STREAM_QUERY && call != GPU_CALL_EVENT_QUERY))
 			gpu_failed(process, thread, call, result);
@@ -841,7 +864,6 @@ int gpu_return(struct pt_regs *ctx)
 			gpu_drain(stream, until, tid,
 				  histogram_less(stream->device ^ thread->device, 1));
 		}
-		number = GPU_STREAMS;
 		break;
 	case GPU_CALL_EVENT_SYNCHRONIZE:
 	case GPU_CALL_EVENT_QUERY:
@@ -859,15 +881,13 @@ int gpu_return(struct pt_regs *ctx)
 			return 0;
 		until = event->record_ns;
 		tid = event->tid;
-		number = event->stream;
+		thread->first = event->name;
 		break;
 	case GPU_CALL_STREAM_SYNCHRONIZE:
 	case GPU_CALL_STREAM_QUERY:
 	case GPU_CALL_MEMCPY:
-		number = thread->first;
 		/* The default stream of a context that is not known. */
-		if (cookie & GPU_COOKIE_DRIVER && process->contexts && number < GPU_STREAMS &&
-		    process->handles[number & (GPU_STREAMS - 1)] >> 62)
+		if (cookie & GPU_COOKIE_DRIVER && process->contexts && thread->first >> 62)
 			return 0;
 		break;
 	case GPU_CALL_MALLOC:
@@ -895,7 +915,7 @@ int gpu_return(struct pt_regs *ctx)
 		thread->device = thread->first;
 		return 0;
 	case GPU_CALL_STREAM_CAPTURE:
-		number = thread->first;
+		number = thread->second;
 		if (number >= GPU_STREAMS - 1)
 			return 0;
 		if (GPU_COOKIE_COPY(cookie))
@@ -906,11 +926,12 @@ int gpu_return(struct pt_regs *ctx)
 	default:
 		return 0;
 	}
-	/* The last place stands for streams that cannot be told apart. */
-	if (number < GPU_STREAMS - 1)
-		gpu_drain(&process->streams[number & (GPU_STREAMS - 1)], until, tid, 1);
-	else if (call != GPU_CALL_DEVICE_SYNCHRONIZE)
-		return 0;
+	if (call != GPU_CALL_DEVICE_SYNCHRONIZE) {
+		/* A copy that proves nothing. */
+		if (!thread->first)
+			return 0;
+		gpu_drain_name(process, thread->first, until, tid);
+	}
 	gpu_settle(process, caller.slot, now);
 	return 0;
 }
@@ -927,10 +948,13 @@ static __noinline int gpu_wait_event(struct gpu_process *process, struct gpu_thr
 	if (!process || !thread || !event || number >= GPU_STREAMS - 1)
 		return 0;
 	if (event->capture) {
-		process->streams[number & (GPU_STREAMS - 1)].capture = event->capture;
+		/* Unless that capture is over: then the call fails. */
+		if (process->streams[(event->capture - 1) & (GPU_STREAMS - 1)].capture ==
+		    event->capture)
+			process->streams[number & (GPU_STREAMS - 1)].capture = event->capture;
 		return 0;
 	}
-	source = event->stream;
+	source = event->number;
 	record = event->record_ns;
 	if (source == number || source >= GPU_STREAMS - 1 ||
 	    record <= process->streams[source & (GPU_STREAMS - 1)].drained_ns)
@@ -973,7 +997,8 @@ int gpu_order(struct pt_regs *ctx)
 	if (!gpu_caller_find(&caller) || !caller.slot)
 		return 0;
 	if (what == GPU_ORDER_CONTEXT) {
-		/* The driver's own, or the runtime's below cudaSetDevice(). */
+		/* The driver's own, or the runtime's below cudaSetDevice(); where it is made, the
+		 * address that takes it stands for it. */
 		handle = PT_REGS_PARM1(ctx);
 		if (!handle)
 			return 0;
@@ -983,7 +1008,7 @@ int gpu_order(struct pt_regs *ctx)
 			caller.process->contexts = 1;
 		return 0;
 	}
-	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx)))
+	if (gpu_is_below(caller.thread, cookie, PT_REGS_SP(ctx), false))
 		return 0;
 	/* The event is the first argument of all but the wait, where it is the second. */
 	handle = gpu_argument(ctx, what == GPU_ORDER_WAIT ? 2 : 1);
@@ -1010,12 +1035,35 @@ int gpu_order(struct pt_regs *ctx)
 		return 0;
 	}
 	event.record_ns = bpf_ktime_get_ns();
-	event.stream = number;
+	event.name = name;
+	event.number = number;
 	event.tid = caller.tid;
 	event.capture = caller.process->streams[number & (GPU_STREAMS - 1)].capture;
 	if (bpf_map_update_elem(&gpu_events, &key, &event, BPF_ANY))
 		gpu_untracked(caller.process);
 	return 0;
+}
+
+/* The place of a thread's own stream can be another's. */
+static __always_inline void gpu_thread_end(__u64 id)
+{
+	struct gpu_caller caller = {};
+
+	caller.thread = bpf_map_lookup_elem(&gpu_threads, &id);
+	if (!caller.thread)
+		return;
+	caller.process = gpu_process(caller.thread->slot);
+	if (caller.process && caller.thread->own_stream &&
+	    caller.process->generation == caller.thread->generation) {
+		__u32 number = gpu_stream_find(&caller, caller.thread->own_stream);
+
+		/* The empty asm keeps the mask, which the verifier needs. */
+		asm volatile("" : "+r"(number));
+		if (caller.process->handles[number & (GPU_STREAMS - 1)] ==
+		    caller.thread->own_stream)
+			caller.process->handles[number & (GPU_STREAMS - 1)] = GPU_STREAM_GONE;
+	}
+	bpf_map_delete_elem(&gpu_threads, &id);
 }
 
 /* A thread ends, and with the first one its process; or the process becomes another program. */
@@ -1025,7 +1073,7 @@ static __always_inline int gpu_end(bool all)
 	__u32 tgid = id >> 32, *known, slot;
 	struct gpu_process *process;
 
-	bpf_map_delete_elem(&gpu_threads, &id);
+	gpu_thread_end(id);
 	if (!all && (__u32)id != tgid)
 		return 0;
 	known = bpf_map_lookup_elem(&gpu_process_of, &tgid);

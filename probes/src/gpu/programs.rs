@@ -151,7 +151,17 @@ fn refused(what: impl Into<String>) -> impl FnOnce(io::Error) -> Refused {
 /// What holds programs at the functions of one file; dropping it lets go of them.
 #[derive(Debug)]
 pub(super) struct Attachment {
-    _links: Vec<OwnedFd>,
+    links: Vec<OwnedFd>,
+}
+
+impl Drop for Attachment {
+    /// The kernel takes some 60 ms for each perf event, 12 s for all of a file: nobody waits for it.
+    fn drop(&mut self) {
+        let links = std::mem::take(&mut self.links);
+        if links.len() > 8 {
+            thread::spawn(move || drop(links));
+        }
+    }
 }
 
 /// The maps and programs in the kernel.
@@ -358,7 +368,7 @@ impl Programs {
                 links.push(event);
             }
         }
-        Ok(Attachment { _links: links })
+        Ok(Attachment { links })
     }
 
     /// Memory of each map in bytes.

@@ -405,10 +405,23 @@ impl Slot<'_> {
                     code.to_string(),
                 )
             };
+            let labels = vec![("call", call.into()), ("code", code.into())];
+            // Two threads can have taken two places for one kind.
+            let same = readings
+                .iter_mut()
+                .find(|reading| reading.metric == ERRORS && reading.labels == labels);
+            if let Some(Reading {
+                value: ReadingValue::Counter(sum),
+                ..
+            }) = same
+            {
+                *sum += count;
+                continue;
+            }
             readings.push(Reading {
                 metric: ERRORS,
                 device: None,
-                labels: vec![("call", call.into()), ("code", code.into())],
+                labels,
                 value: ReadingValue::Counter(count),
             });
         }
