@@ -184,6 +184,7 @@ fn test(plan: &Plan, program: &Path, filters: &[String], except: &[String]) -> a
             .args(except.iter().flat_map(|name| ["--skip", name]))
             .args(["--test-threads=1", "--nocapture"])
             .envs(disks)
+            .env("SENTRY_GPU_WORKLOAD", &plan.gpu)
             .envs(plan.hide_btf.then_some(("SENTRY_TEST_BTF", BTF_COPY)))
             .status()
             .with_context(|| program.display().to_string())?;

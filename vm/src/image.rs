@@ -46,7 +46,7 @@ const NETWORK_MODULES: [&str; 2] = ["virtio_pci", "virtio_net"];
 /// What was built for the guests: static programs, at the places where the tests look for them.
 #[derive(Debug)]
 pub struct Programs {
-    /// The folder with `sentry`, `load` and `init`.
+    /// The folder with `sentry`, `load` and `init`, and `gpu` with the programs on virtual GPUs.
     pub folder: PathBuf,
     /// The kernel tests.
     pub tests: Option<PathBuf>,
@@ -66,7 +66,14 @@ impl Programs {
         // What init needs before it has mounted anything.
         archive.character_device(Path::new("/dev/console"), 5, 1);
         archive.character_device(Path::new("/dev/null"), 1, 3);
-        add_host_programs(&mut archive)?;
+        let gpu = self.path("gpu");
+        let mut shared = host_programs()?;
+        if self.tests.is_some() {
+            let (workload, alone) = (gpu.join("workload"), gpu.join("workload-static"));
+            add(&mut archive, &alone, &alone)?;
+            shared.push((workload.clone(), workload));
+        }
+        add_shared(&mut archive, &shared)?;
         add(&mut archive, &self.path("init"), Path::new("/init"))?;
         let (sentry, load) = (self.path("sentry"), self.path("load"));
         for program in [&sentry, &load].into_iter().chain(&self.tests) {
@@ -93,6 +100,7 @@ impl Programs {
             hide_btf: guest == Guest::NoBtf,
             sentry,
             load,
+            gpu,
             task,
         };
         archive.file(Path::new(PLAN), &serde_json::to_vec(&plan)?);
@@ -106,15 +114,23 @@ fn add(archive: &mut Archive, from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Adds the host's programs with the libraries that they need.
-fn add_host_programs(archive: &mut Archive) -> anyhow::Result<()> {
-    let mut libraries = BTreeSet::new();
-    for name in PROGRAMS {
+/// The host's programs, and where they are in the guest.
+fn host_programs() -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
+    let programs = PROGRAMS.iter().map(|name| {
         let program = find(name).with_context(|| format!("the program {name} is missing"))?;
-        let output = Command::new("ldd").arg(&program).output();
+        Ok((program, Path::new("/bin").join(name)))
+    });
+    programs.collect()
+}
+
+/// Adds programs with the libraries that they need.
+fn add_shared(archive: &mut Archive, programs: &[(PathBuf, PathBuf)]) -> anyhow::Result<()> {
+    let mut libraries = BTreeSet::new();
+    for (from, to) in programs {
+        let output = Command::new("ldd").arg(from).output();
         let output = output.context("ldd cannot be run")?;
         libraries.extend(libraries_of(&String::from_utf8_lossy(&output.stdout)));
-        add(archive, &program, &Path::new("/bin").join(name))?;
+        add(archive, from, to)?;
     }
     for library in libraries {
         add(archive, &library, &library)?;

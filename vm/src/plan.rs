@@ -30,6 +30,8 @@ pub struct Plan {
     pub sentry: PathBuf,
     /// The load generator.
     pub load: PathBuf,
+    /// The folder with the programs on virtual GPUs.
+    pub gpu: PathBuf,
     /// What then.
     pub task: Task,
 }

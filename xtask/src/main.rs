@@ -221,7 +221,15 @@ fn static_programs() -> anyhow::Result<PathBuf> {
     ));
     build.args(words("--bin sentry --bin load --bin init"));
     step("programs, static", &mut build)?;
-    static_folder("guest")
+    let folder = static_folder("guest")?;
+    let gpu = folder.join("gpu");
+    fs::create_dir_all(&gpu).with_context(|| gpu.display().to_string())?;
+    let mut build = Command::new("sh");
+    step(
+        "programs on virtual GPUs",
+        build.arg("agent/tests/gpu/build.sh").arg(&gpu),
+    )?;
+    Ok(folder)
 }
 
 /// The kernel tests. Their program.

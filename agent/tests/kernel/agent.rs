@@ -20,6 +20,9 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 /// How long one answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the end may take: the kernel waits for each uprobe that it lets go of, on an emulated CPU for long.
+const END_PATIENCE: Duration = Duration::from_secs(60);
+
 /// A command of the agent's program, with these arguments and no settings from the environment.
 pub(crate) fn sentry(args: &str) -> Command {
     let mut command = Command::new(SENTRY);
@@ -160,7 +163,7 @@ impl Agent {
     pub(crate) fn end(mut self, signal: Signal) -> End {
         let start = Instant::now();
         self.signal(signal);
-        let status = wait_for("end of the agent", ANSWER_PATIENCE, || {
+        let status = wait_for("end of the agent", END_PATIENCE, || {
             self.process.try_wait().unwrap()
         });
         let took = start.elapsed();

@@ -41,13 +41,13 @@ const BLOCKING_CALLS: [&str; 4] = [
 ];
 const QUERIES: [&str; 2] = ["stream_query", "event_query"];
 
-/// How long the agent may take to find a program and attach to it, or to find it gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the agent may take to find a program and attach to it, or to find it gone: an emulated CPU is slow.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What rounding may add to a sum of seconds.
 const ROUNDING: f64 = 1e-9;
 
-/// Names a static form of the workload that is already there, for hosts without a compiler.
+/// Names a folder with both forms of the workload, for hosts without a compiler.
 const BUILT: &str = "SENTRY_GPU_WORKLOAD";
 
 /// How a program comes by its runtime.
@@ -141,6 +141,9 @@ scenarios! {
 fn built() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
+        if let Some(folder) = std::env::var_os(BUILT) {
+            return folder.into();
+        }
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu");
         fs::create_dir_all(&folder).unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/build.sh");
@@ -153,24 +156,11 @@ fn built() -> &'static Path {
     })
 }
 
-/// The workload in this form; none where only the other is at hand.
-fn program(form: Form) -> Option<PathBuf> {
-    match (form, std::env::var_os(BUILT)) {
-        (Form::Static, Some(file)) => Some(file.into()),
-        (Form::Shared, Some(_)) => None,
-        (Form::Static, None) => Some(built().join("workload-static")),
-        (Form::Shared, None) => Some(built().join("workload")),
-    }
-}
-
-/// The workload in the form of a scenario, or in the one that is at hand.
-fn program_for(scenario: &Scenario) -> PathBuf {
-    program(scenario.form).unwrap_or_else(|| {
-        skipped(
-            scenario.name,
-            "the shared form needs a compiler; run as the static one",
-        );
-        program(Form::Static).unwrap()
+/// The workload in this form.
+fn program(form: Form) -> PathBuf {
+    built().join(match form {
+        Form::Shared => "workload",
+        Form::Static => "workload-static",
     })
 }
 
@@ -565,7 +555,7 @@ fn observe(scenario: &Scenario) {
     let Some(_turn) = take_turn(scenario.name) else {
         return;
     };
-    let program = program_for(scenario);
+    let program = program(scenario.form);
     let cgroup = socket_cgroup("gpu");
     let mut workload = Workload::start_waiting(&cgroup, &program, scenario.args);
     let agent = start_agent();
@@ -583,6 +573,87 @@ fn observe(scenario: &Scenario) {
     agent.stop();
 }
 
+/// Scenarios that agents look on at together, some at a time.
+pub(crate) struct Show {
+    scenarios: Vec<&'static Scenario>,
+    programs: Vec<(Cgroup, Workload)>,
+    truths: Vec<Truth>,
+}
+
+impl Show {
+    pub(crate) fn of(names: &[&str]) -> Self {
+        Self {
+            scenarios: names.iter().map(|name| scenario(name)).collect(),
+            programs: Vec::new(),
+            truths: Vec::new(),
+        }
+    }
+
+    /// Lets them do all they do. The agents have attached to both forms of the workload.
+    pub(crate) fn perform(&mut self) {
+        let programs = self.scenarios.iter().map(|scenario| {
+            let cgroup = socket_cgroup("gpu");
+            let program = program(scenario.form);
+            let workload = Workload::start(&cgroup, &program, &format!("--hold {}", scenario.args));
+            (cgroup, workload)
+        });
+        self.programs = programs.collect();
+        for ((_, workload), scenario) in self.programs.iter_mut().zip(&self.scenarios) {
+            let truth = workload.truth();
+            truth.assert_as_planned(scenario);
+            self.truths.push(truth);
+        }
+    }
+
+    /// Asserts all that an agent says of them.
+    pub(crate) fn assert_told(&self, agent: &Agent) {
+        for (index, scenario) in self.scenarios.iter().enumerate() {
+            let scrape = Scrape::take(agent, &self.programs[index].0);
+            scrape.assert_tells(&self.truths[index], scenario);
+            scrape.assert_named(&program(scenario.form));
+        }
+    }
+
+    /// Lets them end.
+    pub(crate) fn close(self) {
+        for (_, workload) in self.programs {
+            workload.end();
+        }
+    }
+}
+
+/// Programs of both forms that wait before their first call, so that there is something to attach to.
+pub(crate) struct Waiting {
+    _workloads: [Workload; 2],
+    _cgroup: Cgroup,
+}
+
+impl Waiting {
+    pub(crate) fn start() -> Self {
+        let cgroup = socket_cgroup("gpu");
+        let start = |form| Workload::start_waiting(&cgroup, &program(form), "memory");
+        Self {
+            _workloads: [Form::Shared, Form::Static].map(start),
+            _cgroup: cgroup,
+        }
+    }
+
+    /// Waits until an agent counts the calls of both.
+    pub(crate) fn until_hooked(agent: &Agent) {
+        let cgroup = socket_cgroup("gpu");
+        for form in [Form::Shared, Form::Static] {
+            let process = program(form).file_name().unwrap().to_owned();
+            let of_form = [("process", process.to_str().unwrap())];
+            wait_for("GPU probe that counts", PATIENCE, || {
+                let mut workload = Workload::start(&cgroup, &program(form), "short");
+                workload.truth();
+                workload.end();
+                (Scrape::take(agent, &cgroup).count(LAUNCHES, &of_form) > 0).then_some(())
+            });
+        }
+    }
+}
+
 fn scenario(name: &str) -> &'static Scenario {
     SCENARIOS
         .iter()
@@ -595,17 +666,15 @@ fn the_stand_in_keeps_its_promises() {
     turn!("the_stand_in_keeps_its_promises");
     let cgroup = socket_cgroup("gpu");
     for form in [Form::Shared, Form::Static] {
-        if let Some(program) = program(form) {
-            let mut workload = Workload::start(&cgroup, &program, "semantics");
-            assert!(workload.truth().errors().len() > 5);
-            workload.end();
-        }
+        let mut workload = Workload::start(&cgroup, &program(form), "semantics");
+        assert!(workload.truth().errors().len() > 5);
+        workload.end();
     }
     // Nobody looks on, and most of them sleep most of the time: they need not take turns.
     for scenarios in SCENARIOS.chunks(4) {
         let workloads: Vec<_> = scenarios
             .iter()
-            .map(|scenario| Workload::start(&cgroup, &program_for(scenario), scenario.args))
+            .map(|scenario| Workload::start(&cgroup, &program(scenario.form), scenario.args))
             .collect();
         for (scenario, mut workload) in scenarios.iter().zip(workloads) {
             workload.truth().assert_as_planned(scenario);
@@ -619,7 +688,7 @@ fn a_hang_shows_while_it_lasts() {
     turn!("a_hang_shows_while_it_lasts");
     let scenario = scenario("memory");
     let cgroup = socket_cgroup("gpu");
-    let mut workload = Workload::start_waiting(&cgroup, &program_for(scenario), scenario.args);
+    let mut workload = Workload::start_waiting(&cgroup, &program(scenario.form), scenario.args);
     let agent = start_agent();
     wait_until_attached(&agent);
     workload.go_on();
@@ -663,7 +732,7 @@ fn two_processes_at_once_are_told_apart() {
     let scenarios = ["synchronous", "prefetch"].map(scenario);
     let cgroups = scenarios.map(|_| socket_cgroup("gpu"));
     let mut workloads = [0, 1].map(|index| {
-        let program = program_for(scenarios[index]);
+        let program = program(scenarios[index].form);
         Workload::start_waiting(&cgroups[index], &program, scenarios[index].args)
     });
     let agent = start_agent();
@@ -683,16 +752,16 @@ fn two_processes_at_once_are_told_apart() {
     agent.stop();
 }
 
-/// Both forms as files that no one has seen: copies are files of their own.
-fn unseen(folder: &Folder, form: Form) -> Option<PathBuf> {
-    let program = program(form)?;
+/// A form of the workload as a file that no one has seen: copies are files of their own.
+fn unseen(folder: &Folder, form: Form) -> PathBuf {
+    let program = program(form);
     let copied = folder.path().join(program.file_name().unwrap());
     fs::copy(&program, &copied).unwrap();
     if form == Form::Shared {
         let library = "libcudart.so.12";
         fs::copy(program.with_file_name(library), folder.path().join(library)).unwrap();
     }
-    Some(copied)
+    copied
 }
 
 #[test]
@@ -700,9 +769,7 @@ fn a_program_that_starts_and_ends_within_100_ms_is_seen() {
     turn!("a_program_that_starts_and_ends_within_100_ms_is_seen");
     for form in [Form::Shared, Form::Static] {
         let folder = Folder::new();
-        let Some(program) = unseen(&folder, form) else {
-            continue;
-        };
+        let program = unseen(&folder, form);
         let agent = start_agent();
         let cgroup = socket_cgroup("gpu");
         let mut workload = Workload::start(&cgroup, &program, "short");
@@ -733,9 +800,7 @@ fn a_program_that_comes_later_is_hooked_before_its_first_call() {
     turn!("a_program_that_comes_later_is_hooked_before_its_first_call");
     for form in [Form::Shared, Form::Static] {
         let folder = Folder::new();
-        let Some(program) = unseen(&folder, form) else {
-            continue;
-        };
+        let program = unseen(&folder, form);
         let agent = start_agent();
         let no_cuda = [
             ("probe", "gpu"),

@@ -7,6 +7,7 @@ use crate::agent::{Agent, sentry, without_settings};
 use crate::bystander::Bystanders;
 use crate::disk::assert_issue_hook_steps_in;
 use crate::exposition::{Exposition, Histogram};
+use crate::gpu;
 use crate::host::{
     Folder, IoController, disk_cgroup, is_v1_only, label, output, roots, skipped, socket_cgroup,
     turn, wait_for,
@@ -16,6 +17,7 @@ use crate::tcp::tcp_statistic;
 use sentry_bench::sandbox::{Cgroup, LoopDevice, Netns};
 use serde_json::{Value, json};
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -575,6 +577,43 @@ fn every_rung_of_disk_counts_the_same() {
             }
         },
     );
+    end(rungs);
+}
+
+/// Programs on virtual GPUs, those of a line at the same time: they sleep most of it.
+const SHOWS: [&[&str]; 2] = [
+    &["synchronous_static", "prefetch", "two_devices", "graph"],
+    &["eight_threads", "blocking_copies", "polling", "memory"],
+];
+
+#[test]
+fn every_rung_of_gpu_counts_the_same() {
+    turn!("every_rung_of_gpu_counts_the_same");
+    let _waiting = gpu::Waiting::start();
+    let mut rungs: Vec<Rung> = ["uprobe_multi", "uprobe_cookie", "uprobe"]
+        .map(|hook| Rung::start("gpu", hook))
+        .into();
+    let agents = rungs.iter().filter_map(|rung| rung.agent.as_ref());
+    agents.for_each(gpu::Waiting::until_hooked);
+    for names in SHOWS {
+        let mut show = gpu::Show::of(names);
+        show.perform();
+        if !named() {
+            sleep(WALK_INTERVAL);
+        }
+        for rung in &mut rungs {
+            let Some(agent) = &rung.agent else {
+                continue;
+            };
+            let told = catch_unwind(AssertUnwindSafe(|| show.assert_told(agent)));
+            if let Err(panic) = told {
+                let why = panic.downcast::<String>();
+                let why = why.map_or_else(|_| "wrong".to_owned(), |why| *why);
+                rung.wrong.push(why);
+            }
+        }
+        show.close();
+    }
     end(rungs);
 }
 

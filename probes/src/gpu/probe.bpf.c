@@ -760,28 +760,33 @@ static __always_inline struct gpu_handle gpu_handle_of(struct gpu_caller *caller
 
 static __noinline int gpu_allocated(struct gpu_process *process, struct gpu_handle *key, __u64 size)
 {
+	__u64 *known, before;
+
 	if (!process || !key)
 		return 0;
-	if (bpf_map_update_elem(&gpu_allocations, key, &size, BPF_NOEXIST))
+	/* Memory that is given out anew has been freed, unseen. */
+	known = bpf_map_lookup_elem(&gpu_allocations, key);
+	before = known ? *known : 0;
+	if (bpf_map_update_elem(&gpu_allocations, key, &size, BPF_ANY))
 		gpu_untracked(process);
 	else
-		gpu_add(&process->allocated_bytes, size);
+		gpu_add(&process->allocated_bytes, size - before);
 	return 0;
 }
 
 static __noinline int gpu_freed(struct gpu_process *process, struct gpu_handle *key)
 {
-	__u64 *size;
+	__u64 *known, size;
 
 	if (!process || !key)
 		return 0;
-	size = bpf_map_lookup_elem(&gpu_allocations, key);
-	if (!size) {
+	known = bpf_map_lookup_elem(&gpu_allocations, key);
+	size = known ? *known : 0;
+	/* The kernel may refuse: what it keeps stays counted. */
+	if (!known || bpf_map_delete_elem(&gpu_allocations, key))
 		gpu_untracked(process);
-		return 0;
-	}
-	gpu_add(&process->allocated_bytes, -*size);
-	bpf_map_delete_elem(&gpu_allocations, key);
+	else
+		gpu_add(&process->allocated_bytes, -size);
 	return 0;
 }
 

@@ -68,7 +68,7 @@ struct TestArgs {
 
 #[derive(Debug, Args)]
 struct ProgramArgs {
-    /// The folder with the static programs sentry, load and init
+    /// The folder with the static programs sentry, load and init, and with gpu/
     #[arg(long, value_name = "DIR")]
     programs: PathBuf,
     /// A folder for the guests' files
