@@ -430,12 +430,18 @@ static __noinline int gpu_gap_close(struct gpu_process *process, __u32 slot, __u
 	__u32 token = GPU_TOKEN(slot, device), bucket;
 	struct gpu_device *of;
 	__u64 start, gap;
+	long error;
 
 	if (!process || device >= GPU_DEVICES)
 		return 0;
 	of = &process->devices[device];
-	if (bpf_map_delete_elem(&gpu_tokens, &token))
+	error = bpf_map_delete_elem(&gpu_tokens, &token);
+	if (error) {
+		/* It was another's, or the kernel refuses: then the gap is nobody's. */
+		if (error != -ENOENT)
+			*(volatile __u64 *)&of->gap_start_ns = 0;
 		return 0;
+	}
 	/* Only now, for it belongs to who removed the token. */
 	start = *(volatile __u64 *)&of->gap_start_ns;
 	*(volatile __u64 *)&of->gap_start_ns = 0;
@@ -640,7 +646,7 @@ static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 
 		struct gpu_device *device = &process->devices[i & (GPU_DEVICES - 1)];
 		__u32 token = GPU_TOKEN(slot, i);
 
-		if (devices >> i & 1 && !bpf_map_delete_elem(&gpu_tokens, &token))
+		if (devices >> i & 1 && bpf_map_delete_elem(&gpu_tokens, &token) != -ENOENT)
 			*(volatile __u64 *)&device->gap_start_ns = 0;
 	}
 	return 0;
