@@ -696,8 +696,8 @@ fn attachments_go_with_the_last_user() {
         let with_users = attachments(&agent);
         assert!(with_users > before);
         second.end();
-        // As long as a wrong end may take.
-        sleep(Duration::from_secs(20));
+        // Twice as long as it takes to look up who uses what.
+        sleep(Duration::from_secs(11));
         assert_eq!(attachments(&agent), with_users);
         let account = first.call();
         assert_seen_once(&agent.scrape(), &cgroup, SHARED_13.name, &account);

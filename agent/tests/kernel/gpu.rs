@@ -8,12 +8,14 @@ use crate::exposition::{Exposition, as_count, as_f64};
 use crate::host::{
     Folder, in_cgroup, label, output, skipped, socket_cgroup, take_turn, turn, wait_for,
 };
+use crate::ladder::{self, Rung};
 use rustix::time::{ClockId, clock_gettime};
 use sentry_bench::sandbox::Cgroup;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
@@ -574,7 +576,7 @@ fn observe(scenario: &Scenario) {
 }
 
 /// Scenarios that agents look on at together, some at a time.
-pub(crate) struct Show {
+struct Show {
     scenarios: Vec<&'static Scenario>,
     programs: Vec<(Cgroup, Workload)>,
     truths: Vec<Truth>,
@@ -623,7 +625,7 @@ impl Show {
 }
 
 /// Programs of both forms that wait before their first call, so that there is something to attach to.
-pub(crate) struct Waiting {
+struct Waiting {
     _workloads: [Workload; 2],
     _cgroup: Cgroup,
 }
@@ -826,4 +828,41 @@ fn a_program_that_comes_later_is_hooked_before_its_first_call() {
         assert_dead(&agent, &cgroup, &truth, &scrape);
         agent.stop();
     }
+}
+
+/// Programs on virtual GPUs, those of a line at the same time: they sleep most of it.
+const SHOWS: [&[&str]; 2] = [
+    &["synchronous_static", "prefetch", "two_devices", "graph"],
+    &["eight_threads", "blocking_copies", "polling", "memory"],
+];
+
+#[test]
+fn every_rung_counts_the_same() {
+    turn!("every_rung_counts_the_same");
+    let _waiting = Waiting::start();
+    let mut rungs: Vec<Rung> = ["uprobe_multi", "uprobe_cookie", "uprobe"]
+        .map(|hook| Rung::start("gpu", hook))
+        .into();
+    let agents = rungs.iter().filter_map(|rung| rung.agent.as_ref());
+    agents.for_each(Waiting::until_hooked);
+    for names in SHOWS {
+        let mut show = Show::of(names);
+        show.perform();
+        if !ladder::named() {
+            sleep(ladder::WALK_INTERVAL);
+        }
+        for rung in &mut rungs {
+            let Some(agent) = &rung.agent else {
+                continue;
+            };
+            let told = catch_unwind(AssertUnwindSafe(|| show.assert_told(agent)));
+            if let Err(panic) = told {
+                let why = panic.downcast::<String>();
+                let why = why.map_or_else(|_| "wrong".to_owned(), |why| *why);
+                rung.wrong.push(why);
+            }
+        }
+        show.close();
+    }
+    ladder::end(rungs);
 }

@@ -7,7 +7,6 @@ use crate::agent::{Agent, sentry, without_settings};
 use crate::bystander::Bystanders;
 use crate::disk::assert_issue_hook_steps_in;
 use crate::exposition::{Exposition, Histogram};
-use crate::gpu;
 use crate::host::{
     Folder, IoController, disk_cgroup, is_v1_only, label, output, roots, skipped, socket_cgroup,
     turn, wait_for,
@@ -17,7 +16,6 @@ use crate::tcp::tcp_statistic;
 use sentry_bench::sandbox::{Cgroup, LoopDevice, Netns};
 use serde_json::{Value, json};
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -36,22 +34,22 @@ const RECORDS: &str = "tracepoint";
 const SHORT_SECONDS: f64 = 0.002;
 
 /// How long the agent takes to find a new cgroup of which the kernel does not tell.
-const WALK_INTERVAL: Duration = Duration::from_secs(12);
+pub(crate) const WALK_INTERVAL: Duration = Duration::from_secs(12);
 
 /// A hook of a probe on this kernel.
-struct Rung {
+pub(crate) struct Rung {
     probe: &'static str,
     hook: &'static str,
     /// What `sentry check` says of it.
     verdict: Value,
     /// Runs with this hook, where it can.
-    agent: Option<Agent>,
+    pub(crate) agent: Option<Agent>,
     /// What was wrong.
-    wrong: Vec<String>,
+    pub(crate) wrong: Vec<String>,
 }
 
 impl Rung {
-    fn start(probe: &'static str, hook: &'static str) -> Self {
+    pub(crate) fn start(probe: &'static str, hook: &'static str) -> Self {
         let mut flags = format!("--probes {probe} --{probe}.hook {hook}");
         if let Some(file) = std::env::var_os("SENTRY_TEST_BTF") {
             flags = format!("{flags} --btf {}", file.display());
@@ -118,7 +116,7 @@ fn check(flags: &str) -> Value {
 }
 
 /// Asserts that nothing was wrong anywhere, once all rungs have told.
-fn end(rungs: Vec<Rung>) {
+pub(crate) fn end(rungs: Vec<Rung>) {
     assert!(
         rungs.iter().any(|rung| rung.agent.is_some()),
         "no rung runs"
@@ -181,7 +179,7 @@ fn scrapes(rungs: &[Rung]) -> Vec<Option<Exposition>> {
 }
 
 /// Whether this kernel tells of cgroups as they come; else the agent walks their tree.
-fn named() -> bool {
+pub(crate) fn named() -> bool {
     static NAMED: OnceLock<bool> = OnceLock::new();
     *NAMED.get_or_init(|| {
         let report = check("");
@@ -577,43 +575,6 @@ fn every_rung_of_disk_counts_the_same() {
             }
         },
     );
-    end(rungs);
-}
-
-/// Programs on virtual GPUs, those of a line at the same time: they sleep most of it.
-const SHOWS: [&[&str]; 2] = [
-    &["synchronous_static", "prefetch", "two_devices", "graph"],
-    &["eight_threads", "blocking_copies", "polling", "memory"],
-];
-
-#[test]
-fn every_rung_of_gpu_counts_the_same() {
-    turn!("every_rung_of_gpu_counts_the_same");
-    let _waiting = gpu::Waiting::start();
-    let mut rungs: Vec<Rung> = ["uprobe_multi", "uprobe_cookie", "uprobe"]
-        .map(|hook| Rung::start("gpu", hook))
-        .into();
-    let agents = rungs.iter().filter_map(|rung| rung.agent.as_ref());
-    agents.for_each(gpu::Waiting::until_hooked);
-    for names in SHOWS {
-        let mut show = gpu::Show::of(names);
-        show.perform();
-        if !named() {
-            sleep(WALK_INTERVAL);
-        }
-        for rung in &mut rungs {
-            let Some(agent) = &rung.agent else {
-                continue;
-            };
-            let told = catch_unwind(AssertUnwindSafe(|| show.assert_told(agent)));
-            if let Err(panic) = told {
-                let why = panic.downcast::<String>();
-                let why = why.map_or_else(|_| "wrong".to_owned(), |why| *why);
-                rung.wrong.push(why);
-            }
-        }
-        show.close();
-    }
     end(rungs);
 }
 
