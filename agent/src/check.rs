@@ -104,7 +104,7 @@ pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
         && let Some(follower) = &mut attached.gpu
     {
         // The first time it looks through what runs.
-        follower.follow(Duration::ZERO)?;
+        follower.follow(Duration::ZERO);
         attach::follow_status(&mut attached.kernel, follower);
     }
     let statuses = match &attached {

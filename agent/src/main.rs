@@ -246,10 +246,7 @@ fn follow_gpu(mut follower: Follower, news: &Notify) {
         if known.replace(now).is_some_and(|known| known != now) {
             news.notify_one();
         }
-        if let Err(error) = follower.follow(FOLLOW_TIMEOUT) {
-            tracing::error!(%error, "programs that use CUDA cannot be followed any more");
-            return;
-        }
+        follower.follow(FOLLOW_TIMEOUT);
     }
 }
 

@@ -8,9 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use probes::Kernel;
+use probes::{Kernel, Reason};
 use rustix::{
-    process::{Resource, Rlimit, setrlimit},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{
         CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
         clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
@@ -160,7 +160,10 @@ impl<'a> Later<'a> {
     /// By what is attached, and the kernel's release.
     pub(crate) fn new(kernel: &Kernel, release: &'a str) -> Self {
         let mut probes = kernel.probes.iter();
-        let gpu = probes.find(|installed| installed.probe.deferred.is_some());
+        let gpu = probes
+            .find(|installed| installed.probe.deferred.is_some())
+            // Nothing comes later where this kernel has no way to attach.
+            .filter(|gpu| gpu.status.reason != Reason::NoHook);
         Self {
             release,
             unfinished: unfinished(kernel),
@@ -339,6 +342,15 @@ pub(crate) fn reduce(kernel: &Kernel, procfs: &Path) -> Result<Reduced, Privileg
         all.union(kept.capability)
     });
 
+    // The lesser hooks of the gpu probe take some 200 descriptors for each file.
+    let files = getrlimit(Resource::Nofile);
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: files.maximum,
+            ..files
+        },
+    );
     if is_before(&release, UNCHARGED_MAPS) {
         // A table that is made later is charged as well, and nobody can make room for it then. A refusal is
         // none of this call's business: the limit may suffice.

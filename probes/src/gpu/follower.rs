@@ -7,6 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -56,6 +57,17 @@ struct Used {
     users: BTreeSet<u32>,
 }
 
+/// What a file turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// It has CUDA functions.
+    Cuda,
+    /// It has none that can be hooked.
+    Other,
+    /// It could not be looked at: the process has ended, or may not be looked at.
+    Unseen,
+}
+
 /// Why a file was not attached to: the label and a sentence.
 struct Failure {
     reason: &'static str,
@@ -70,6 +82,10 @@ pub struct Follower {
     procfs: PathBuf,
     watch: Option<Watch>,
     used: BTreeMap<FileId, Used>,
+    /// Files whose programs are being taken off.
+    going: BTreeMap<FileId, JoinHandle<()>>,
+    /// Whether records of mappings were lost since the last scan.
+    lost: bool,
     known: HashSet<OnDisk>,
     known_since: Instant,
     /// Whether processes have the same numbers here as for the programs.
@@ -100,6 +116,8 @@ impl Follower {
             known_since: Instant::now(),
             watch: watch.ok(),
             used: BTreeMap::new(),
+            going: BTreeMap::new(),
+            lost: false,
             known: HashSet::new(),
             scanned: None,
             swept: Instant::now(),
@@ -114,10 +132,7 @@ impl Follower {
 
     /// Takes in what is new; the first call looks through all processes. Waits for news, for that
     /// long at most.
-    ///
-    /// # Errors
-    /// When waiting fails, which it never should.
-    pub fn follow(&mut self, timeout: Duration) -> io::Result<()> {
+    pub fn follow(&mut self, timeout: Duration) {
         if self.scanned.is_none() {
             // Where there is a GPU the first program needs not wait for the verifier.
             if self.procfs.join(DRIVER).exists()
@@ -126,19 +141,24 @@ impl Follower {
                 self.gpu.failed(failure.reason, || failure.detail);
             }
             self.scan();
-            return Ok(());
+            return;
         }
         let Some(watch) = &mut self.watch else {
-            std::thread::sleep(timeout.min(POLL));
+            thread::sleep(timeout.min(POLL));
             if self.scanned.is_none_or(|scanned| scanned.elapsed() >= POLL) {
                 self.scan();
             }
-            return Ok(());
+            return;
         };
         let mut new = Vec::new();
-        let mut lost = 0;
-        if watch.wait(timeout.min(SWEEP))? {
-            lost = watch.take(&mut |mapping| new.push(mapping));
+        match watch.wait(timeout.min(SWEEP)) {
+            Ok(true) => self.lost |= watch.take(&mut |mapping| new.push(mapping)) > 0,
+            Ok(false) => {}
+            Err(error) => {
+                self.watch = None;
+                self.gpu
+                    .change(|state| state.unwatched = Some(error.to_string()));
+            }
         }
         for mapping in new {
             let on_disk = (mapping.device, mapping.inode, mapping.generation);
@@ -149,14 +169,14 @@ impl Follower {
                 self.look(pid, &mapping.mapping(), Some(on_disk));
             }
         }
-        if lost > 0 {
-            self.scan();
-        }
         if self.swept.elapsed() >= SWEEP {
             self.swept = Instant::now();
+            // Not at once: a scan may take so long that records are lost again.
+            if std::mem::take(&mut self.lost) {
+                self.scan();
+            }
             self.sweep();
         }
-        Ok(())
     }
 
     /// Looks at what all processes map.
@@ -166,12 +186,11 @@ impl Follower {
             for mapping in executable_mappings(&self.procfs, pid) {
                 let file = (mapping.device, mapping.inode);
                 let is_cuda = self.uses(file).is_some();
-                if seen.insert(file) || is_cuda {
-                    let found = self.look(pid, &mapping, None);
-                    // Others that map it count as users too.
-                    if found {
-                        seen.remove(&file);
-                    }
+                // Others that map it count as users too, or can be looked through where one cannot.
+                if (is_cuda || !seen.contains(&file))
+                    && self.look(pid, &mapping, None) == Look::Other
+                {
+                    seen.insert(file);
                 }
             }
         }
@@ -187,11 +206,10 @@ impl Follower {
             .map(|(id, _)| id.clone())
     }
 
-    /// Looks at a file that a process has mapped, and attaches to it if it has CUDA functions.
-    /// Returns whether it has. `key`: how to know it again if it has not.
-    fn look(&mut self, pid: u32, mapping: &Mapping, key: Option<OnDisk>) -> bool {
+    /// Looks at a file that a process has mapped, and attaches to it if it has CUDA functions. `key`: how to know it again if it has not.
+    fn look(&mut self, pid: u32, mapping: &Mapping, key: Option<OnDisk>) -> Look {
         let file = (mapping.device, mapping.inode);
-        let is_library = is_cuda_library(mapping.file_name());
+        let is_library = is_cuda_library(&mapping.path);
         let opened = open_mapped(&self.procfs, pid, mapping);
         let (opened, path) = match opened {
             Ok(opened) => opened,
@@ -203,7 +221,7 @@ impl Follower {
                     self.gpu
                         .failed("open", || format!("{}: {error}", mapping.path.display()));
                 }
-                return false;
+                return Look::Unseen;
             }
         };
         let elf = Elf::read(&opened);
@@ -211,7 +229,7 @@ impl Follower {
             Ok(elf) if is_library || elf.has_cuda_code() => elf,
             Ok(_) | Err(ElfError::NoElf | ElfError::Foreign) => {
                 self.forget_about(key);
-                return false;
+                return Look::Other;
             }
             Err(error) => {
                 if is_library {
@@ -219,11 +237,11 @@ impl Follower {
                         .failed("elf", || format!("{}: {error}", mapping.path.display()));
                 }
                 self.forget_about(key);
-                return false;
+                return Look::Other;
             }
         };
         let Ok(id) = FileId::new(&opened, elf.build_id.as_deref()) else {
-            return false;
+            return Look::Unseen;
         };
         // An overlay's file may have another number in `maps` than in the kernel's records.
         let on_disk: BTreeSet<_> = executable_mappings(&self.procfs, pid)
@@ -236,7 +254,7 @@ impl Follower {
             used.on_disk.extend(on_disk);
             used.users.insert(pid);
             self.publish();
-            return true;
+            return Look::Cuda;
         }
         let tables = if is_library {
             Tables::Dynamic
@@ -249,16 +267,20 @@ impl Follower {
                 self.gpu
                     .failed("elf", || format!("{}: {error}", mapping.path.display()));
                 self.forget_about(key);
-                return false;
+                return Look::Other;
             }
         };
         // A program of nvcc whose runtime is another file, or stripped.
         if places.is_empty() && !is_library {
             self.forget_about(key);
-            return false;
+            return Look::Other;
         }
         library.path.clone_from(&mapping.path);
         library.version = file_version(&opened, mapping.file_name());
+        // Two at a time would count twice.
+        if let Some(thread) = self.going.remove(&id) {
+            let _ = thread.join();
+        }
         let attachment = match self.attach(&path, &places) {
             Ok(attachment) => Some(attachment),
             Err(failure) => {
@@ -281,7 +303,7 @@ impl Follower {
             },
         );
         self.publish();
-        true
+        Look::Cuda
     }
 
     fn forget_about(&mut self, key: Option<OnDisk>) {
@@ -352,7 +374,16 @@ impl Follower {
         if self.used.values().any(|used| used.users.is_empty()) {
             self.keep_users(processes(&self.procfs).into_iter().collect());
         }
-        self.used.retain(|_, used| !used.users.is_empty());
+        let (unused, used) = std::mem::take(&mut self.used)
+            .into_iter()
+            .partition(|(_, used)| used.users.is_empty());
+        self.used = used;
+        let unused: BTreeMap<FileId, Used> = unused;
+        for (id, used) in unused {
+            let thread = used.attachment.and_then(Attachment::let_go);
+            self.going.extend(thread.map(|thread| (id, thread)));
+        }
+        self.going.retain(|_, thread| !thread.is_finished());
         self.publish();
     }
 
@@ -421,10 +452,17 @@ fn choose(forced: Option<&str>) -> (Option<Means>, Vec<PassedOver>) {
     (None, passed_over)
 }
 
-/// Whether a file of that name is the runtime or the driver.
-fn is_cuda_library(name: &OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.starts_with(b"libcudart.so") || name.starts_with(b"libcuda.so")
+/// Whether a file is the runtime or the driver by its path. Wheels bring the runtime as
+/// `libcudart-d0da41ae.so.11.0` and the like.
+fn is_cuda_library(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is = |library| {
+        let rest = name.strip_prefix(library);
+        rest.is_some_and(|rest| rest.starts_with(['.', '-']) && rest.contains(".so"))
+    };
+    // What the shim of WSL2 calls: through both, calls would count twice.
+    let beneath_shim = path.to_string_lossy().contains("/wsl/drivers/");
+    (is("libcudart") || is("libcuda")) && !beneath_shim
 }
 
 /// The version of a library: of the name that its links lead to, where that says more.

@@ -1,7 +1,7 @@
 //! The functions of CUDA that are hooked, and what the programs must know of each.
 //!
 //! Names and arguments are those of the public headers (`cuda_runtime_api.h`, `cuda.h`); CUDA 12
-//! and 13 have the same. A function with the suffix `_ptsz` or `_ptds` takes stream 0 for the
+//! and 13 have the same, but for `cudaThreadSynchronize`. A function with the suffix `_ptsz` or `_ptds` takes stream 0 for the
 //! thread's own; it has a body of its own. Functions that jump to another (`__cudaLaunchKernel`)
 //! are not in the list: their calls would count twice.
 
@@ -72,6 +72,10 @@ const fn always(value: u32) -> u32 {
     value << 16
 }
 
+/// Where the stream of `cudaMemset3DAsync` is: two structures of its arguments are too large for
+/// registers, and the ABI passes them on the stack or as pointers.
+const AFTER_LARGE_STRUCTURES: u32 = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
+
 const fn entry(name: &'static str, suffix: &'static str, kind: Kind, cookie: u32) -> Entry {
     Entry {
         name,
@@ -109,7 +113,7 @@ const RUNTIME: &[Entry] = &[
     entry("cudaMemset3D", PTDS, Kind::Enqueue, ELSE),
     entry("cudaMemsetAsync", PTSZ, Kind::Enqueue, ELSE | stream(4)),
     entry("cudaMemset2DAsync", PTSZ, Kind::Enqueue, ELSE | stream(6)),
-    entry("cudaMemset3DAsync", PTSZ, Kind::Enqueue, ELSE),
+    entry("cudaMemset3DAsync", PTSZ, Kind::Enqueue, ELSE | stream(AFTER_LARGE_STRUCTURES)),
     entry("cudaDeviceSynchronize", NONE, Kind::Call, GPU_CALL_DEVICE_SYNCHRONIZE),
     entry("cudaThreadSynchronize", NONE, Kind::Call, GPU_CALL_DEVICE_SYNCHRONIZE),
     entry("cudaStreamSynchronize", PTSZ, Kind::Call, GPU_CALL_STREAM_SYNCHRONIZE | stream(1)),
@@ -170,9 +174,6 @@ const DRIVER: &[Entry] = &[
     entry("cuStreamWaitEvent", PTSZ, Kind::Order, GPU_ORDER_WAIT | stream(1)),
     entry("cuEventDestroy_v2", NONE, Kind::Order, GPU_ORDER_EVENT_DESTROY),
     entry("cuStreamDestroy_v2", NONE, Kind::Order, GPU_ORDER_STREAM_DESTROY | stream(1)),
-    entry("cuCtxCreate_v2", NONE, Kind::Order, GPU_ORDER_CONTEXT),
-    entry("cuCtxCreate_v3", NONE, Kind::Order, GPU_ORDER_CONTEXT),
-    entry("cuCtxCreate_v4", NONE, Kind::Order, GPU_ORDER_CONTEXT),
     entry("cuCtxSetCurrent", NONE, Kind::Order, GPU_ORDER_CONTEXT),
     entry("cuCtxPushCurrent_v2", NONE, Kind::Order, GPU_ORDER_CONTEXT),
     entry("cuStreamBeginCapture_v2", PTSZ, Kind::Call, GPU_CALL_STREAM_CAPTURE | stream(1)),

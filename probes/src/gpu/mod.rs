@@ -280,7 +280,12 @@ impl Gpu {
         let deferred = PROBE.deferred.unwrap_or_default();
         let mut status = Status::deferred(&PROBE, Some(means.hook()), deferred);
         status.passed_over.clone_from(&self.passed_over);
-        if state.attached {
+        let failed = state
+            .libraries
+            .iter()
+            .any(|library| !library.error.is_empty());
+        // Programs come and go; but where some are there, one of them must be hooked.
+        if state.attached && (state.in_use || !failed) {
             status.verdict = Verdict::Attached;
             status.reason = Reason::Ok;
             status.detail = if state.in_use {
@@ -288,11 +293,7 @@ impl Gpu {
             } else {
                 format!("{deferred} now")
             };
-        } else if state
-            .libraries
-            .iter()
-            .any(|library| !library.error.is_empty())
-        {
+        } else if failed {
             status.verdict = Verdict::Failed;
             status.reason = if state.errors.contains_key("permission") {
                 Reason::NoPermission
@@ -376,7 +377,7 @@ impl Gpu {
     #[must_use]
     pub fn run_stats(&self) -> Vec<RunStats> {
         let table = self.table.get();
-        table.map_or_else(Vec::new, |table| table.programs().run_stats())
+        table.map_or_else(Vec::new, Table::run_stats)
     }
 
     /// The files with CUDA functions that are mapped now.

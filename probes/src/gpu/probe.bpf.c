@@ -85,6 +85,7 @@ struct {
  * preempted. */
 #define GPU_TOKEN(slot, what) ((slot) << 8 | (what))
 #define GPU_TOKEN_STREAM(number) (0x80 | (number))
+#define GPU_TOKEN_EDGE(number) (0xa0 | (number))
 #define GPU_TOKEN_ERROR(number) (0xc0 | (number))
 
 #define GPU_TOKENS (GPU_PROCESSES * (GPU_DEVICES + 4))
@@ -191,6 +192,12 @@ static __noinline struct gpu_thread *gpu_thread_new(__u64 id)
 	return bpf_map_lookup_elem(&gpu_threads, &id);
 }
 
+/* A number may have come free since a thread found none. */
+static __always_inline bool gpu_has_number(__u32 tgid)
+{
+	return bpf_map_lookup_elem(&gpu_process_of, &tgid);
+}
+
 static __always_inline bool gpu_caller_find(struct gpu_caller *caller)
 {
 	__u64 id = bpf_get_current_pid_tgid();
@@ -200,7 +207,8 @@ static __always_inline bool gpu_caller_find(struct gpu_caller *caller)
 	if (caller->thread) {
 		caller->slot = caller->thread->slot;
 		caller->process = gpu_process(caller->slot);
-		if (caller->process && caller->process->generation == caller->thread->generation)
+		if (caller->process && caller->process->generation == caller->thread->generation &&
+		    (caller->slot || !gpu_has_number(id >> 32)))
 			return true;
 	}
 	caller->thread = gpu_thread_new(id);
@@ -343,6 +351,8 @@ static __always_inline bool gpu_stream_take(struct gpu_process *process, struct 
 	if (*(volatile __u64 *)&process->handles[number] == handle) {
 		stream->device = thread->device;
 		stream->capture = 0;
+		stream->last_ns = 0;
+		stream->other_ns = 0;
 		barrier();
 		*(volatile __u64 *)&process->handles[number] = name;
 		taken = true;
@@ -398,11 +408,12 @@ static __always_inline __u32 gpu_stream_of(struct gpu_caller *caller, __u64 hand
 	return *(volatile __u64 *)&caller->thread->found & (GPU_STREAMS - 1);
 }
 
-/* The devices whose streams have work that is not known to be complete, and from bit 16 on those
+/* The devices whose streams have work that is not known to be complete or was given since `now`,
+ * for the thread that asks may have been held up; and from bit 16 on those
  * that have ever had any. The last stream stands for those of any device. */
 #define GPU_USED(devices) ((devices) >> 16)
 
-static __noinline __u32 gpu_devices_pending(struct gpu_process *process)
+static __noinline __u32 gpu_devices_pending(struct gpu_process *process, __u64 now)
 {
 	__u32 devices = 0, all;
 
@@ -415,6 +426,7 @@ static __noinline __u32 gpu_devices_pending(struct gpu_process *process)
 		__u64 drained = *(volatile __u64 *)&stream->drained_ns;
 		__u32 device = stream->device & 15;
 
+		drained -= histogram_less(now, drained) * (drained - now);
 		devices |= histogram_less(drained, last) << device;
 		devices |= histogram_less(0, last) << 16 << device;
 	}
@@ -475,7 +487,11 @@ static __always_inline bool gpu_enqueue_on(struct gpu_caller *caller, __u32 numb
 	if (stream->capture)
 		return false;
 	now = bpf_ktime_get_ns();
-	stream->last_tid = caller->tid;
+	if (stream->last_tid != caller->tid) {
+		if (now > stream->other_ns + GPU_ENQUEUED_NS)
+			*(volatile __u64 *)&stream->other_ns = stream->last_ns;
+		stream->last_tid = caller->tid;
+	}
 	*(volatile __u64 *)&stream->last_ns = now;
 	/* Orders the mark before the look: see gpu_settle(). */
 	gpu_add(counter, 1);
@@ -553,6 +569,10 @@ int gpu_enqueue(struct pt_regs *ctx)
 		return 0;
 	}
 	stream = gpu_stream_of(&caller, gpu_stream_argument(ctx, cookie), cookie);
+	/* Kernels are launched on streams of the current device; other calls may name any. */
+	if (what < GPU_APIS && !(cookie & GPU_COOKIE_DRIVER) && stream < GPU_STREAMS - 1 &&
+	    caller.process->streams[stream].device != caller.thread->device)
+		caller.process->streams[stream].device = caller.thread->device;
 	if (gpu_enqueue_on(&caller, stream, counter))
 		gpu_copied(caller.process, ctx, cookie);
 	return 0;
@@ -564,10 +584,13 @@ static __always_inline void gpu_drain(struct gpu_stream *stream, __u64 until, __
 	__u64 last = *(volatile __u64 *)&stream->last_ns;
 	__u64 drained = *(volatile __u64 *)&stream->drained_ns;
 	/* Another thread's call may have begun and not enqueued yet. */
-	__u64 begun = histogram_less(0, stream->last_tid ^ tid) & histogram_less(last, until + 1) &
-		      histogram_less(until, last + GPU_ENQUEUED_NS);
+	__u64 other = stream->other_ns;
+	__u64 begun;
 
-	until -= begun * (until - last + 1);
+	other += histogram_less(0, stream->last_tid ^ tid) * (last - other);
+	begun = histogram_less(0, other) & histogram_less(other, until + 1) &
+		histogram_less(until, other + GPU_ENQUEUED_NS);
+	until -= begun * (until - other + 1);
 	*(volatile __u64 *)&stream->drained_ns = gpu_max(drained, until * is);
 }
 
@@ -589,7 +612,7 @@ static __noinline int gpu_drain_name(struct gpu_process *process, __u64 name, __
 
 /* What a drained stream had waited for is drained as well. An edge that follows from one after it
  * takes the second round; where two are not enough, streams stay pending. */
-static __noinline int gpu_follow_edges(struct gpu_process *process)
+static __noinline int gpu_follow_edges(struct gpu_process *process, __u32 tid)
 {
 	if (!process)
 		return 0;
@@ -600,16 +623,21 @@ static __noinline int gpu_follow_edges(struct gpu_process *process)
 		__u64 wait = *(volatile __u64 *)&edge->wait_ns;
 		__u64 record = *(volatile __u64 *)&edge->record_ns;
 		__u64 waiter = process->streams[edge->waiter & (GPU_STREAMS - 1)].drained_ns;
-		__u64 is = histogram_less(0, wait) & histogram_less(wait, waiter + 1);
+		/* Another thread's call may not have made it wait yet. */
+		__u64 least = wait + histogram_less(0, edge->tid ^ tid) * GPU_ENQUEUED_NS;
+		__u64 is = histogram_less(0, wait) & histogram_less(least, waiter + 1);
+		/* It may have been written meanwhile. */
+		__u64 changed = wait ^ *(volatile __u64 *)&edge->wait_ns;
 		__u64 drained = *(volatile __u64 *)&source->drained_ns;
 
+		is &= ((changed | -changed) >> 63) ^ 1;
 		*(volatile __u64 *)&source->drained_ns = gpu_max(drained, record * is);
 	}
 	return 0;
 }
 
 /* After a drain: gaps begin at the devices that have nothing to do. */
-static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 now)
+static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 now, __u32 tid)
 {
 	__u32 devices, value = 0;
 	long error;
@@ -617,8 +645,8 @@ static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 
 	if (!process)
 		return 0;
 	if (process->has_edges)
-		gpu_follow_edges(process);
-	devices = gpu_devices_pending(process);
+		gpu_follow_edges(process, tid);
+	devices = gpu_devices_pending(process, now);
 	devices = GPU_USED(devices) & ~devices;
 	if (!devices)
 		return 0;
@@ -638,7 +666,7 @@ static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 
 	/* An enqueue of another thread that did not see the gap yet has left its mark by now. Of an
 	 * addition of 0 the compiler would make an "or", which 5.10 does not have. */
 	gpu_add(&process->launches[GPU_APIS], 1);
-	devices &= gpu_devices_pending(process);
+	devices &= gpu_devices_pending(process, now);
 	if (!devices)
 		return 0;
 #pragma clang loop unroll(disable)
@@ -652,6 +680,49 @@ static __noinline int gpu_settle(struct gpu_process *process, __u32 slot, __u64 
 	return 0;
 }
 
+static __always_inline struct gpu_handle gpu_handle_of(struct gpu_caller *caller, __u64 handle)
+{
+	return (struct gpu_handle){
+		.handle = handle,
+		.slot = caller->slot,
+		.generation = caller->thread->generation,
+	};
+}
+
+static __noinline int gpu_allocated(struct gpu_process *process, struct gpu_handle *key, __u64 size)
+{
+	__u64 *known, before;
+
+	if (!process || !key)
+		return 0;
+	/* Memory that is given out anew has been freed, unseen. */
+	known = bpf_map_lookup_elem(&gpu_allocations, key);
+	before = known ? *known : 0;
+	if (bpf_map_update_elem(&gpu_allocations, key, &size, BPF_ANY))
+		gpu_untracked(process);
+	else
+		gpu_add(&process->allocated_bytes, size - before);
+	return 0;
+}
+
+/* Takes memory out, and tells its size. */
+static __noinline __u64 gpu_freed(struct gpu_process *process, struct gpu_handle *key)
+{
+	__u64 *known, size;
+
+	if (!process || !key)
+		return 0;
+	known = bpf_map_lookup_elem(&gpu_allocations, key);
+	size = known ? *known : 0;
+	/* The kernel may refuse: what it keeps stays counted. */
+	if (!known || bpf_map_delete_elem(&gpu_allocations, key)) {
+		gpu_untracked(process);
+		return 0;
+	}
+	gpu_add(&process->allocated_bytes, -size);
+	return size;
+}
+
 /* Entry of what is seen to return: see gpu_return(). */
 SEC("uprobe")
 int gpu_enter(struct pt_regs *ctx)
@@ -659,6 +730,7 @@ int gpu_enter(struct pt_regs *ctx)
 	__u32 cookie = bpf_get_attach_cookie(ctx), call = GPU_COOKIE_WHAT(cookie), kind;
 	struct gpu_caller caller;
 	struct gpu_thread *thread;
+	struct gpu_handle key;
 	__u32 stream;
 
 	if (!gpu_caller_find(&caller))
@@ -710,6 +782,12 @@ int gpu_enter(struct pt_regs *ctx)
 		}
 		break;
 	case GPU_CALL_FREE:
+		thread->first = PT_REGS_PARM1(ctx);
+		/* Taken out already here: the address can be another's before the return. */
+		key = gpu_handle_of(&caller, thread->first);
+		if (caller.slot && thread->first)
+			thread->second = gpu_freed(caller.process, &key);
+		break;
 	case GPU_CALL_SET_DEVICE:
 		thread->first = PT_REGS_PARM1(ctx);
 		break;
@@ -752,47 +830,6 @@ static __noinline int gpu_failed(struct gpu_process *process, struct gpu_thread 
 			return 0;
 	}
 	gpu_add(&process->errors[GPU_ERRORS - 1].count, 1);
-	return 0;
-}
-
-static __always_inline struct gpu_handle gpu_handle_of(struct gpu_caller *caller, __u64 handle)
-{
-	return (struct gpu_handle){
-		.handle = handle,
-		.slot = caller->slot,
-		.generation = caller->thread->generation,
-	};
-}
-
-static __noinline int gpu_allocated(struct gpu_process *process, struct gpu_handle *key, __u64 size)
-{
-	__u64 *known, before;
-
-	if (!process || !key)
-		return 0;
-	/* Memory that is given out anew has been freed, unseen. */
-	known = bpf_map_lookup_elem(&gpu_allocations, key);
-	before = known ? *known : 0;
-	if (bpf_map_update_elem(&gpu_allocations, key, &size, BPF_ANY))
-		gpu_untracked(process);
-	else
-		gpu_add(&process->allocated_bytes, size - before);
-	return 0;
-}
-
-static __noinline int gpu_freed(struct gpu_process *process, struct gpu_handle *key)
-{
-	__u64 *known, size;
-
-	if (!process || !key)
-		return 0;
-	known = bpf_map_lookup_elem(&gpu_allocations, key);
-	size = known ? *known : 0;
-	/* The kernel may refuse: what it keeps stays counted. */
-	if (!known || bpf_map_delete_elem(&gpu_allocations, key))
-		gpu_untracked(process);
-	else
-		gpu_add(&process->allocated_bytes, -size);
 	return 0;
 }
 
@@ -852,6 +889,10 @@ int gpu_return(struct pt_regs *ctx)
 	if (result) {
 		if (call == GPU_CALL_STREAM_CAPTURE && GPU_COOKIE_COPY(cookie))
 			gpu_capture_end(process, thread->second + 1);
+		if (call == GPU_CALL_FREE && thread->second) {
+			key = gpu_handle_of(&caller, thread->first);
+			gpu_allocated(process, &key, thread->second);
+		}
 		if (result != GPU_NOT_READY ||
 		    (call != GPU_CALL_STREAM_QUERY && call != GPU_CALL_EVENT_QUERY))
 			gpu_failed(process, thread, call, result);
@@ -881,9 +922,10 @@ int gpu_return(struct pt_regs *ctx)
 			gpu_untracked(process);
 			return 0;
 		}
-		/* Recorded anew meanwhile, by another thread: it is not known which one is meant.
-		 */
-		if (event->record_ns > until)
+		/* Recorded anew meanwhile, by another thread, or just so: it is not known which one
+		 * is meant. */
+		if (event->record_ns > until ||
+		    (event->tid != tid && event->record_ns + GPU_ENQUEUED_NS > until))
 			return 0;
 		until = event->record_ns;
 		tid = event->tid;
@@ -912,11 +954,6 @@ int gpu_return(struct pt_regs *ctx)
 		if (pointer)
 			gpu_allocated(process, &key, size);
 		return 0;
-	case GPU_CALL_FREE:
-		key = gpu_handle_of(&caller, thread->first);
-		if (caller.slot && thread->first)
-			gpu_freed(process, &key);
-		return 0;
 	case GPU_CALL_SET_DEVICE:
 		thread->device = thread->first;
 		return 0;
@@ -938,7 +975,7 @@ int gpu_return(struct pt_regs *ctx)
 			return 0;
 		gpu_drain_name(process, thread->first, until, tid);
 	}
-	gpu_settle(process, caller.slot, now);
+	gpu_settle(process, caller.slot, now, caller.tid);
 	return 0;
 }
 
@@ -949,7 +986,7 @@ static __noinline int gpu_wait_event(struct gpu_process *process, struct gpu_thr
 	__u64 record, oldest = ~0ULL;
 	struct gpu_edge *edge;
 	volatile __u64 *found;
-	__u32 source;
+	__u32 source, token, value = 0, tid = bpf_get_current_pid_tgid();
 
 	if (!process || !thread || !event || number >= GPU_STREAMS - 1)
 		return 0;
@@ -980,13 +1017,20 @@ static __noinline int gpu_wait_event(struct gpu_process *process, struct gpu_thr
 			*found = i;
 		}
 	}
+	token = GPU_TOKEN(thread->slot, GPU_TOKEN_EDGE(*found & (GPU_EDGES - 1)));
+	if (bpf_map_update_elem(&gpu_tokens, &token, &value, BPF_NOEXIST)) {
+		gpu_untracked(process);
+		return 0;
+	}
 	edge = &process->edges[*found & (GPU_EDGES - 1)];
 	*(volatile __u64 *)&edge->wait_ns = 0;
 	*(volatile __u64 *)&edge->record_ns = record;
-	*(volatile __u32 *)&edge->source = source;
-	*(volatile __u32 *)&edge->waiter = number;
+	*(volatile __u16 *)&edge->source = source;
+	*(volatile __u16 *)&edge->waiter = number;
+	*(volatile __u32 *)&edge->tid = tid;
 	*(volatile __u64 *)&edge->wait_ns = bpf_ktime_get_ns();
 	process->has_edges = 1;
+	bpf_map_delete_elem(&gpu_tokens, &token);
 	return 0;
 }
 
@@ -1003,8 +1047,7 @@ int gpu_order(struct pt_regs *ctx)
 	if (!gpu_caller_find(&caller) || !caller.slot)
 		return 0;
 	if (what == GPU_ORDER_CONTEXT) {
-		/* The driver's own, or the runtime's below cudaSetDevice(); where it is made, the
-		 * address that takes it stands for it. */
+		/* The driver's own, or the runtime's below cudaSetDevice(). */
 		handle = PT_REGS_PARM1(ctx);
 		if (!handle)
 			return 0;

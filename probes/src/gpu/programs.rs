@@ -154,13 +154,16 @@ pub(super) struct Attachment {
     links: Vec<OwnedFd>,
 }
 
-impl Drop for Attachment {
-    /// The kernel takes some 60 ms for each perf event, 12 s for all of a file: nobody waits for it.
-    fn drop(&mut self) {
-        let links = std::mem::take(&mut self.links);
-        if links.len() > 8 {
-            thread::spawn(move || drop(links));
+impl Attachment {
+    /// Lets go. The kernel takes some 60 ms for each perf event, 12 s for all of a file, so that is
+    /// done by a thread of its own: until it has ended the programs may still run.
+    pub(super) fn let_go(self) -> Option<thread::JoinHandle<()>> {
+        if self.links.len() <= 8 {
+            return None;
         }
+        // Where no thread can be made, the links are dropped here.
+        let thread = thread::Builder::new().name("gpu-detach".to_owned());
+        thread.spawn(move || drop(self)).ok()
     }
 }
 

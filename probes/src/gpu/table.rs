@@ -6,7 +6,7 @@ use std::{
     mem::offset_of,
     os::fd::AsFd,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -18,7 +18,7 @@ use aya::{
 
 use super::{GpuError, Process, Reading, ReadingValue, programs::Programs};
 use crate::{
-    BUCKETS, Histogram, Workload,
+    BUCKETS, Histogram, RunStats, Workload,
     pool::Mapping,
     wire::{
         self, GPU_COPIES, GPU_DEVICES, GPU_ERRORS, GPU_PROCESSES, GPU_STARVED_MAX_NS,
@@ -82,7 +82,9 @@ struct Maps {
 pub(super) struct Table {
     mapping: Mapping,
     maps: Mutex<Maps>,
-    programs: Arc<Mutex<Programs>>,
+    programs: Mutex<Programs>,
+    /// As last read: no scrape waits for an attachment.
+    run_stats: Mutex<Vec<RunStats>>,
     /// Of processes whose number has been given out again.
     untracked: AtomicU64,
     pub(super) map_memory_bytes: Vec<(String, u64)>,
@@ -148,7 +150,8 @@ impl Table {
         Ok(Self {
             mapping,
             maps: Mutex::new(maps),
-            programs: Arc::new(Mutex::new(programs)),
+            programs: Mutex::new(programs),
+            run_stats: Mutex::default(),
             untracked: AtomicU64::new(0),
             map_memory_bytes,
         })
@@ -157,6 +160,15 @@ impl Table {
     /// The programs, for those who attach them.
     pub(super) fn programs(&self) -> MutexGuard<'_, Programs> {
         lock(&self.programs)
+    }
+
+    /// See [`crate::Programs::run_stats`]; those of before while programs are being attached.
+    pub(super) fn run_stats(&self) -> Vec<RunStats> {
+        let mut last = lock(&self.run_stats);
+        if let Ok(programs) = self.programs.try_lock() {
+            *last = programs.run_stats();
+        }
+        last.clone()
     }
 
     fn slot(&self, slot: u32) -> Slot<'_> {
@@ -238,6 +250,10 @@ impl Table {
             if process.state == GPU_STATE_LIVE && process.tgid == tgid {
                 let _ = maps.process_of.remove(&tgid);
                 process.state = GPU_STATE_EXITED;
+                // Nobody knows when they ended.
+                for device in &mut process.devices {
+                    device.gap_start_ns = 0;
+                }
                 maps.processes.set(number, process, 0).map_err(&failed)?;
             }
         }

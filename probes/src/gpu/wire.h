@@ -123,8 +123,10 @@ struct gpu_edge {
 	/* 0 for none. */
 	__u64 wait_ns;
 	__u64 record_ns;
-	__u32 source;
-	__u32 waiter;
+	__u16 source;
+	__u16 waiter;
+	/* The thread that made the waiter wait. */
+	__u32 tid;
 };
 
 /* Pending while last_ns > drained_ns. */
@@ -133,6 +135,9 @@ struct gpu_stream {
 	__u64 last_ns;
 	/* All that was enqueued up to then is known to be complete. */
 	__u64 drained_ns;
+	/* The last enqueue of another thread than that of the last one; the first of those that
+	 * lie less than GPU_ENQUEUED_NS apart. */
+	__u64 other_ns;
 	/* Thread of the last enqueue. */
 	__u32 last_tid;
 	__u16 device;
