@@ -481,17 +481,18 @@ static __always_inline bool gpu_enqueue_on(struct gpu_caller *caller, __u32 numb
 {
 	struct gpu_stream *stream = &caller->process->streams[number & (GPU_STREAMS - 1)];
 	struct gpu_device *device;
-	__u64 now;
+	__u64 now, other;
 
 	/* It is recorded, to be launched with its graph. */
 	if (stream->capture)
 		return false;
 	now = bpf_ktime_get_ns();
-	if (stream->last_tid != caller->tid) {
-		if (now > stream->other_ns + GPU_ENQUEUED_NS)
-			*(volatile __u64 *)&stream->other_ns = stream->last_ns;
-		stream->last_tid = caller->tid;
-	}
+	/* Of another thread's enqueues the first that lie close together. */
+	other = stream->other_ns;
+	other += histogram_less(0, stream->last_tid ^ caller->tid) *
+		 histogram_less(other + GPU_ENQUEUED_NS, now) * (stream->last_ns - other);
+	*(volatile __u64 *)&stream->other_ns = other;
+	stream->last_tid = caller->tid;
 	*(volatile __u64 *)&stream->last_ns = now;
 	/* Orders the mark before the look: see gpu_settle(). */
 	gpu_add(counter, 1);
@@ -504,9 +505,10 @@ static __always_inline bool gpu_enqueue_on(struct gpu_caller *caller, __u32 numb
 		if (*(volatile __u64 *)&device->gap_start_ns)
 			gpu_gap_close(caller->process, caller->slot, stream->device, now, true);
 	} else {
+		/* It may be any of them: what was a gap is none, and not counted. */
 #pragma clang loop unroll(disable)
 		for (__u32 i = 0; i < GPU_DEVICES; i++)
-			gpu_gap_close(caller->process, caller->slot, i, now, true);
+			*(volatile __u64 *)&caller->process->devices[i].gap_start_ns = 0;
 	}
 	return true;
 }
@@ -570,9 +572,8 @@ int gpu_enqueue(struct pt_regs *ctx)
 	}
 	stream = gpu_stream_of(&caller, gpu_stream_argument(ctx, cookie), cookie);
 	/* Kernels are launched on streams of the current device; other calls may name any. */
-	if (what < GPU_APIS && !(cookie & GPU_COOKIE_DRIVER) && stream < GPU_STREAMS - 1 &&
-	    caller.process->streams[stream].device != caller.thread->device)
-		caller.process->streams[stream].device = caller.thread->device;
+	if (what < GPU_APIS && !(cookie & GPU_COOKIE_DRIVER) && stream < GPU_STREAMS - 1)
+		*(volatile __u16 *)&caller.process->streams[stream].device = caller.thread->device;
 	if (gpu_enqueue_on(&caller, stream, counter))
 		gpu_copied(caller.process, ctx, cookie);
 	return 0;
@@ -760,6 +761,8 @@ int gpu_enter(struct pt_regs *ctx)
 			break;
 		/* A new stream has a number, too: nothing is pending there. */
 		stream = gpu_stream_of(&caller, gpu_stream_argument(ctx, cookie), cookie);
+		/* From memory, or the verifier goes on for each of the calls apart. */
+		call = GPU_COOKIE_WHAT(*(volatile __u32 *)&thread->call);
 		if (call == GPU_CALL_MEMCPY)
 			gpu_enqueue_on(&caller, stream, &caller.process->launches[GPU_APIS]);
 		/* Copies of other directions may return before they are complete. */
@@ -857,7 +860,7 @@ int gpu_return(struct pt_regs *ctx)
 {
 	__u32 cookie = bpf_get_attach_cookie(ctx), call = GPU_COOKIE_WHAT(cookie);
 	__u32 result = PT_REGS_RC(ctx), number;
-	__u64 id = bpf_get_current_pid_tgid(), now, until, waited, size, pointer;
+	__u64 id = bpf_get_current_pid_tgid(), now, until, waited, size, pointer, name;
 	struct gpu_caller caller;
 	struct gpu_process *process;
 	struct gpu_thread *thread;
@@ -886,6 +889,9 @@ int gpu_return(struct pt_regs *ctx)
 		if (call < GPU_WAITS)
 			gpu_add(&process->sync_wait_ns[call], waited);
 	}
+	/* Through memory, where the verifier forgets which of them it was. */
+	*(volatile __u64 *)&thread->name = call;
+	call = *(volatile __u64 *)&thread->name;
 	if (result) {
 		if (call == GPU_CALL_STREAM_CAPTURE && GPU_COOKIE_COPY(cookie))
 			gpu_capture_end(process, thread->second + 1);
@@ -901,6 +907,7 @@ int gpu_return(struct pt_regs *ctx)
 
 	switch (call) {
 	case GPU_CALL_DEVICE_SYNCHRONIZE:
+		thread->first = 0;
 		/* The driver's context is not known by its device. */
 		if (!caller.slot || (cookie & GPU_COOKIE_DRIVER && process->contexts))
 			return 0;
@@ -934,7 +941,10 @@ int gpu_return(struct pt_regs *ctx)
 	case GPU_CALL_STREAM_SYNCHRONIZE:
 	case GPU_CALL_STREAM_QUERY:
 	case GPU_CALL_MEMCPY:
-		/* The default stream of a context that is not known. */
+		/* A copy that proves nothing; or the default stream of a context that is not
+		 * known. */
+		if (!thread->first)
+			return 0;
 		if (cookie & GPU_COOKIE_DRIVER && process->contexts && thread->first >> 62)
 			return 0;
 		break;
@@ -969,12 +979,10 @@ int gpu_return(struct pt_regs *ctx)
 	default:
 		return 0;
 	}
-	if (call != GPU_CALL_DEVICE_SYNCHRONIZE) {
-		/* A copy that proves nothing. */
-		if (!thread->first)
-			return 0;
-		gpu_drain_name(process, thread->first, until, tid);
-	}
+	/* From memory, or the verifier goes on for each of the calls apart. */
+	name = *(volatile __u64 *)&thread->first;
+	if (name)
+		gpu_drain_name(process, name, until, tid);
 	gpu_settle(process, caller.slot, now, caller.tid);
 	return 0;
 }
