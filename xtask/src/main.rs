@@ -358,7 +358,9 @@ fn components() -> anyhow::Result<()> {
 
 fn c_files() -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let mut folders = vec![PathBuf::from("probes"), PathBuf::from("bench")];
+    let mut folders = ["probes", "bench", "agent/tests"]
+        .map(PathBuf::from)
+        .to_vec();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
             let path = entry?.path();

@@ -160,10 +160,11 @@ fn threads_on_all_cpus_lose_nothing() {
 #[test]
 fn refused_connects_are_refused_and_no_handshake() {
     turn!("refused_connects_are_refused_and_no_handshake");
+    // Made before the agent, which so knows their names: the connects take less time than an event of a cgroup.
+    let clients = ["127.0.0.1:1", "[::1]:1"].map(|to| (to, socket_cgroup("client")));
     let agent = Agent::start("--probes tcp");
     // Port 1 is below those that the kernel gives out: nobody listens there by chance.
-    for to in ["127.0.0.1:1", "[::1]:1"] {
-        let client = socket_cgroup("client");
+    for (to, client) in clients {
         let args = format!("connect --to {to} --count 37");
         assert_all(&load::run(&args, &[&client]), "refused", 37);
         let scrape = agent.scrape();

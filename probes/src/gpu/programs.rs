@@ -112,7 +112,7 @@ impl Means {
         let error = outcome.err()?;
         let permitted = error.kind() != io::ErrorKind::PermissionDenied;
         Some(if permitted {
-            format!("this kernel has {since}: {error}")
+            format!("this kernel has {since}")
         } else {
             error.to_string()
         })
