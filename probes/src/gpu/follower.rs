@@ -384,6 +384,11 @@ impl Follower {
             self.going.extend(thread.map(|thread| (id, thread)));
         }
         self.going.retain(|_, thread| !thread.is_finished());
+        if self.used.is_empty()
+            && let Some(table) = self.gpu.table.get()
+        {
+            table.programs().forget_ends();
+        }
         self.publish();
     }
 

@@ -255,12 +255,23 @@ impl Programs {
             names.extend([ENQUEUE, ENTER, RETURN, ORDER]);
         }
         programs.provide(names.into_iter().map(|name| (name, 0)))?;
-        for (name, point) in ENDS {
-            let link =
-                open_raw_tracepoint(point, programs.program(name, 0)?).map_err(refused(name))?;
-            programs.ends.push(link);
-        }
         Ok(programs)
+    }
+
+    /// Sees processes end, unless it does already.
+    fn watch_ends(&mut self) -> Result<(), Refused> {
+        if self.ends.is_empty() {
+            let links = ENDS.iter().map(|(name, point)| {
+                open_raw_tracepoint(point, self.program(name, 0)?).map_err(refused(*name))
+            });
+            self.ends = links.collect::<Result<_, _>>()?;
+        }
+        Ok(())
+    }
+
+    /// Sees processes end no longer: there is none whose end matters.
+    pub(super) fn forget_ends(&mut self) {
+        self.ends.clear();
     }
 
     /// Loads what is not loaded yet, several at a time: the verifier takes 1 to 15 ms for each, and
@@ -324,6 +335,7 @@ impl Programs {
 
     /// Attaches to functions of a file: to all of them, or to none.
     pub(super) fn attach(&mut self, path: &Path, places: &[Place]) -> Result<Attachment, Refused> {
+        self.watch_ends()?;
         let mut links = Vec::new();
         let path = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|_| refused("the path")(io::ErrorKind::InvalidInput.into()))?;
