@@ -206,7 +206,8 @@ impl Follower {
             .map(|(id, _)| id.clone())
     }
 
-    /// Looks at a file that a process has mapped, and attaches to it if it has CUDA functions. `key`: how to know it again if it has not.
+    /// Looks at a file that a process has mapped, and attaches to it if it has CUDA functions.
+    /// `key`: how to know it again if it has not.
     fn look(&mut self, pid: u32, mapping: &Mapping, key: Option<OnDisk>) -> Look {
         let file = (mapping.device, mapping.inode);
         let is_library = is_cuda_library(&mapping.path);
