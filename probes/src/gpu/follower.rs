@@ -185,7 +185,7 @@ impl Follower {
         for pid in processes(&self.procfs) {
             for mapping in executable_mappings(&self.procfs, pid) {
                 let file = (mapping.device, mapping.inode);
-                let is_cuda = self.uses(file).is_some();
+                let is_cuda = self.is_used(file);
                 // Others that map it count as users too, or can be looked through where one cannot.
                 if (is_cuda || !seen.contains(&file))
                     && self.look(pid, &mapping, None) == Look::Other
@@ -198,12 +198,9 @@ impl Follower {
         self.sweep();
     }
 
-    /// The file with CUDA functions that mappings name so.
-    fn uses(&self, file: ((u32, u32), u64)) -> Option<FileId> {
-        self.used
-            .iter()
-            .find(|(_, used)| used.on_disk.contains(&file))
-            .map(|(id, _)| id.clone())
+    /// Whether mappings name a file with CUDA functions so.
+    fn is_used(&self, file: ((u32, u32), u64)) -> bool {
+        self.used.values().any(|used| used.on_disk.contains(&file))
     }
 
     /// Looks at a file that a process has mapped, and attaches to it if it has CUDA functions.
