@@ -1,5 +1,6 @@
 //! Who did it: from the numbers of the kernel to names, and what the agent itself takes.
 
 pub(crate) mod cgroup;
+pub(crate) mod container;
 pub(crate) mod device;
 pub(crate) mod process;
