@@ -4,3 +4,4 @@ pub(crate) mod cgroup;
 pub(crate) mod container;
 pub(crate) mod device;
 pub(crate) mod process;
+pub(crate) mod runtime;
