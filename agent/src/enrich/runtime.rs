@@ -166,13 +166,8 @@ fn containerd(config: &[u8]) -> Option<State> {
     let config: OciConfig = serde_json::from_slice(config).ok()?;
     let labels = config.annotations.unwrap_or_default();
     let sandbox = labels.cri_type.as_deref() == Some("sandbox");
-    let name = if labels.cri_type.is_some() {
-        labels.cri_container
-    } else {
-        labels.nerdctl
-    };
     Some(State {
-        name: proper(name).filter(|_| !sandbox),
+        name: proper(labels.cri_container.or(labels.nerdctl)).filter(|_| !sandbox),
         pod: pod_of(labels.cri_namespace, labels.cri_pod, labels.cri_uid),
         sandbox,
     })
@@ -578,7 +573,10 @@ mod tests {
     fn only_an_id_becomes_part_of_a_path() {
         let rootfs = Rootfs::new(
             "escape",
-            &[("var/lib/docker/config.v2.json", DOCKER_CONTAINER)],
+            &[
+                ("var/lib/docker/config.v2.json", DOCKER_CONTAINER),
+                ("var/lib/docker/containers/x", ""),
+            ],
         );
         for id in [
             "..",
