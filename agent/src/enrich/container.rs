@@ -305,7 +305,9 @@ fn unescape(name: &str) -> Cow<'_, str> {
     String::from_utf8(bytes).map_or(Cow::Borrowed(name), Cow::Owned)
 }
 
+// The path is for rustfmt in `fuzz/`, where this file is included by its own.
 #[cfg(test)]
+#[path = "container/invariants.rs"]
 mod invariants;
 
 #[cfg(test)]
