@@ -2,4 +2,5 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod device;
+pub(crate) mod kubernetes;
 pub(crate) mod process;
