@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod disk;
 mod error;
 pub mod interleave;
+pub mod kubernetes;
 mod lifeline;
 pub mod listen;
 pub mod packet;
