@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 prepare = @sh xtask/install.sh
 
-.PHONY: help run demo test test-fast vm kernels lint fmt docs bench soak release install clean
+.PHONY: help run demo test test-fast vm kernels lint fmt docs manifests bench soak release install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -47,6 +47,10 @@ fmt: ## give Rust and C their layout
 docs: ## write docs/metrics.md and the README's table anew
 	$(prepare)
 	@cargo xtask docs
+
+manifests: ## write deploy/deploy-sentry.yaml anew
+	$(prepare) test
+	@cargo xtask manifests
 
 bench: ## what the probes cost, beside others
 	$(prepare) bench

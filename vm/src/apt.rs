@@ -1,4 +1,4 @@
-//! Kernels from Debian's suites, fetched and verified by apt itself.
+//! Kernels, and other packages, from Debian's suites, fetched and verified by apt itself.
 //!
 //! apt is given folders of its own, so nothing of the system changes. The mirror is the one that the system uses.
 
@@ -205,8 +205,28 @@ impl Cache {
         bail!("{}: empty", folder.display())
     }
 
-    /// The kernel of a series in its newest version in a suite; none if the suite has none.
-    fn fetch(&self, series: &str, name: &str) -> anyhow::Result<Option<Kernel>> {
+    /// The folder with what a package of a suite holds. Nothing is asked for once it is in the cache.
+    ///
+    /// # Errors
+    /// When the suite does not have it, or cannot be had.
+    pub fn package(&self, suite: &str, name: &str) -> anyhow::Result<PathBuf> {
+        let place = self.folder.join("packages").join(name);
+        if place.is_dir() {
+            return Ok(place);
+        }
+        let suite = self.suite(suite)?;
+        let package = suite.show(name)?;
+        let partial = self.folder.join("packages.partial").join(name);
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir_all(&partial)?;
+        suite.unpack(&[package], &partial)?;
+        fs::create_dir_all(self.folder.join("packages"))?;
+        fs::rename(&partial, &place)?;
+        Ok(place)
+    }
+
+    /// A suite as it is now.
+    fn suite<'a>(&'a self, name: &'a str) -> anyhow::Result<Suite<'a>> {
         let mirror = self.mirror.as_ref().map_err(|error| anyhow!("{error}"))?;
         let suite = Suite {
             name,
@@ -214,6 +234,12 @@ impl Cache {
             mirror,
         };
         suite.update()?;
+        Ok(suite)
+    }
+
+    /// The kernel of a series in its newest version in a suite; none if the suite has none.
+    fn fetch(&self, series: &str, name: &str) -> anyhow::Result<Option<Kernel>> {
+        let suite = self.suite(name)?;
         let Some(image) = suite.image(series)? else {
             return Ok(None);
         };
@@ -226,14 +252,7 @@ impl Cache {
             // A part may be the name of something that the image itself provides.
             let parts = image.parts().filter_map(|part| suite.show(part).ok());
             let packages: Vec<_> = parts.chain([image.clone()]).collect();
-            for package in &packages {
-                suite.download(package, &partial)?;
-            }
-            for entry in fs::read_dir(&partial)? {
-                let path = entry?.path();
-                unpack(&path, &partial)?;
-                fs::remove_file(path)?;
-            }
+            suite.unpack(&packages, &partial)?;
             Kernel::find(&partial, &image.version)?;
             // What was there is older.
             for entry in fs::read_dir(&folder)? {
@@ -249,12 +268,6 @@ impl Cache {
 }
 
 fn unpack(package: &Path, folder: &Path) -> anyhow::Result<()> {
-    if package
-        .extension()
-        .is_none_or(|extension| extension != "deb")
-    {
-        return Ok(());
-    }
     let status = Command::new("dpkg-deb")
         .arg("--extract")
         .args([package, folder])
@@ -378,6 +391,20 @@ impl Suite<'_> {
             }
         }
         Ok(newest)
+    }
+
+    /// Fetches packages and puts what they hold into a folder that is empty.
+    fn unpack(&self, packages: &[Package], folder: &Path) -> anyhow::Result<()> {
+        for package in packages {
+            self.download(package, folder)?;
+        }
+        // All of them now: what they hold comes into the same folder.
+        let files: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
+        for file in files {
+            unpack(&file.path(), folder)?;
+            fs::remove_file(file.path())?;
+        }
+        Ok(())
     }
 
     fn download(&self, package: &Package, folder: &Path) -> anyhow::Result<()> {

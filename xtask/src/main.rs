@@ -1,6 +1,8 @@
 //! The code behind the Makefile, which has installed what is needed.
 
 mod cuda;
+mod kubernetes;
+mod pypi;
 
 use std::{
     env, fs,
@@ -12,7 +14,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | cuda | release | install";
+const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | cuda | manifests [--check] | release | install";
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -45,6 +47,8 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
         ["bench", flags @ ..] => bench(flags),
         ["soak"] => soak(),
         ["cuda"] => cuda::fetch().map(drop),
+        ["manifests"] => kubernetes::write(),
+        ["manifests", "--check"] => kubernetes::check(),
         ["release"] => release().map(drop),
         ["install"] => install(),
         _ => bail!(USAGE),
@@ -101,6 +105,7 @@ fn vm(flags: &[&str]) -> anyhow::Result<()> {
 /// left to `lint`.
 fn test() -> anyhow::Result<()> {
     lint(&["licenses", "bans", "sources"])?;
+    kubernetes::check()?;
     let mut tests = cargo_as_root()?;
     // NVIDIA has other files for other machines.
     if cfg!(target_arch = "x86_64") {

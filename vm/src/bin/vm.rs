@@ -40,6 +40,13 @@ enum Vm {
     Test(TestArgs),
     /// Boot the newest kernel with the agent and a load, until Ctrl-C
     Demo(ProgramArgs),
+    /// Print the folder with what a Debian package holds, fetched once
+    Package {
+        /// The suite that has it
+        suite: String,
+        /// What it is called there
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +87,7 @@ fn main() -> ExitCode {
     let done = match Vm::parse() {
         Vm::Test(args) => test(&args),
         Vm::Demo(args) => demo(&args),
+        Vm::Package { suite, name } => package(&suite, &name),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -187,6 +195,11 @@ fn fetch(list: &List) -> anyhow::Result<BTreeMap<String, Kernel>> {
         }
     }
     Ok(kernels)
+}
+
+fn package(suite: &str, name: &str) -> anyhow::Result<()> {
+    println!("{}", Cache::open()?.package(suite, name)?.display());
+    Ok(())
 }
 
 fn boot(programs: &Programs, args: &TestArgs, run: Run, kernel: &Kernel) -> Outcome {
