@@ -22,8 +22,8 @@ use probes::{
 use self::gpu::ProcessTotals;
 use crate::{
     enrich::{
-        cgroup::{self, Cgroups},
         device::Devices,
+        names::{Certainty, Names, Owner},
     },
     log,
 };
@@ -165,8 +165,8 @@ impl Value {
 /// Whose a series is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Labels {
-    /// The cgroup's path.
-    pub(crate) cgroup: String,
+    /// The workload.
+    pub(crate) owner: Arc<Owner>,
     /// The command name of the process, where the probe tells processes apart.
     pub(crate) process: Option<String>,
     /// The device's name, where the probe has devices.
@@ -183,6 +183,8 @@ pub(crate) struct Tracked {
     pub(crate) labels: Labels,
     pub(crate) samples: Vec<(Sample, Value)>,
     series: Series,
+    /// How much of its owner is known.
+    certainty: Certainty,
     /// Whether the device had a name; one that never had cannot be missed.
     device_known: bool,
     life: Life,
@@ -265,7 +267,9 @@ pub(crate) struct Collector {
     series: BTreeMap<SeriesKey, Tracked>,
     /// Cells that rest though their series lives, on others.
     resting: Vec<(Instant, Series)>,
-    cgroups: Arc<Mutex<Cgroups>>,
+    names: Arc<Names>,
+    /// Of the names that the labels were made of.
+    names_version: u64,
     devices: Devices,
     devices_checked: Instant,
     retention: Duration,
@@ -339,7 +343,7 @@ impl Collector {
     pub(crate) fn new(
         kernel: Kernel,
         gpu: Option<Arc<Gpu>>,
-        cgroups: Arc<Mutex<Cgroups>>,
+        names: Arc<Names>,
         sysfs: PathBuf,
         retention: Duration,
     ) -> Self {
@@ -380,7 +384,8 @@ impl Collector {
             probes,
             series: BTreeMap::new(),
             resting: Vec::new(),
-            cgroups,
+            names_version: names.version(),
+            names,
             devices: Devices::new(sysfs),
             devices_checked: Instant::now(),
             retention,
@@ -399,14 +404,23 @@ impl Collector {
     /// When the kernel refuses a call on the index; the values read so far stand.
     pub(crate) fn collect(&mut self, now: Instant) -> Result<Outcome, CollectError> {
         let mut outcome = Outcome::default();
-        let gpu = self.collect_gpu(now, &mut outcome);
-        self.collect_series(now, &mut outcome)?;
+        // Read before the names are: what comes in meanwhile is taken in by the next collection.
+        let version = self.names.version();
+        let renamed = version != self.names_version;
+        self.names_version = version;
+        let gpu = self.collect_gpu(now, renamed, &mut outcome);
+        self.collect_series(now, renamed, &mut outcome)?;
         gpu?;
         Ok(outcome)
     }
 
     /// Brings the totals of GPU processes up to date, and lets those go that have ended.
-    fn collect_gpu(&mut self, now: Instant, outcome: &mut Outcome) -> Result<(), GpuError> {
+    fn collect_gpu(
+        &mut self,
+        now: Instant,
+        renamed: bool,
+        outcome: &mut Outcome,
+    ) -> Result<(), GpuError> {
         let Some(GpuProcesses { probe, gpu, totals }) = &mut self.gpu else {
             return Ok(());
         };
@@ -417,10 +431,17 @@ impl Collector {
             publish(&self.statuses, &status);
             probe.installed.status = status;
         }
-        let cgroups = lock(&self.cgroups);
-        let path = |workload| cgroups.path(workload);
-        let rested = totals.take_in(|each| gpu.read(each), path, now, &mut probe.sums, outcome);
-        drop(cgroups);
+        let mut processes = Vec::new();
+        gpu.read(&mut |process| processes.push(process));
+        // After the processes: see there.
+        self.names.take_in_events();
+        let mut look = self.names.look();
+        let other = self.names.other();
+        let owner = |workload: Option<Workload>| {
+            workload.map_or_else(|| other.clone(), |workload| look.owner(workload))
+        };
+        let rested = totals.take_in(processes, owner, renamed, now, &mut probe.sums, outcome);
+        drop(look);
         self.evicted += totals.forget(now, self.retention, self.retained_max);
         let mut failed = None;
         for process in rested {
@@ -433,7 +454,12 @@ impl Collector {
         failed.map_or(Ok(()), Err)
     }
 
-    fn collect_series(&mut self, now: Instant, outcome: &mut Outcome) -> Result<(), SeriesError> {
+    fn collect_series(
+        &mut self,
+        now: Instant,
+        renamed: bool,
+        outcome: &mut Outcome,
+    ) -> Result<(), SeriesError> {
         // One series that the kernel refuses is no reason to leave out the others.
         let mut failed = None;
         // Read before the walk: what is inserted meanwhile is found by the next one.
@@ -449,22 +475,23 @@ impl Collector {
         for probe in &mut self.probes {
             self.readings.update(&mut probe.other, &mut probe.sums);
         }
-        let cgroups = lock(&self.cgroups);
+        let mut look = self.names.look();
         for (key, tracked) in &mut self.series {
             let sums = &mut self.probes[tracked.probe].sums;
+            let workload = Workload::from(key);
+            if renamed || tracked.certainty == Certainty::Unknown {
+                let named = look.owner(workload);
+                named.improve(&mut tracked.labels.owner, &mut tracked.certainty);
+            }
             match tracked.life {
                 Life::Live => {
                     self.readings.update(&mut tracked.samples, sums);
-                    let workload = Workload::from(key);
-                    if tracked.labels.cgroup.starts_with("unknown:") {
-                        match cgroups.path(workload) {
-                            Some(path) => tracked.labels.cgroup = path,
-                            None => outcome.unknown.push(workload),
-                        }
+                    if tracked.certainty == Certainty::Unknown {
+                        outcome.unknown.push(workload);
                     }
                     let device_gone =
                         tracked.device_known && self.devices.name(key.device).is_none();
-                    if cgroups.is_gone(workload) || device_gone {
+                    if look.is_gone(workload) || device_gone {
                         outcome.unfinished = true;
                         match self.table.0.remove(key) {
                             Ok(()) => tracked.life = Life::Resting(now),
@@ -484,7 +511,7 @@ impl Collector {
                 Life::Retained(_) => {}
             }
         }
-        drop(cgroups);
+        drop(look);
         self.forget(now);
         failed = failed.or(self.free_rested(now).err());
         outcome.unfinished |= !self.resting.is_empty();
@@ -495,7 +522,9 @@ impl Collector {
     fn adopt(&mut self) -> Result<(), SeriesError> {
         let mut found = Vec::new();
         self.table.0.walk(|key, series| found.push((key, series)))?;
-        let cgroups = lock(&self.cgroups);
+        // After the walk: see there.
+        self.names.take_in_events();
+        let mut look = self.names.look();
         for (key, series) in found {
             let Some(index) = self
                 .probes
@@ -540,10 +569,9 @@ impl Collector {
                     str::to_owned,
                 )
             });
+            let named = look.owner(workload);
             let labels = Labels {
-                cgroup: cgroups
-                    .path(workload)
-                    .unwrap_or_else(|| cgroup::unknown(workload)),
+                owner: named.owner,
                 process: None,
                 device,
             };
@@ -555,6 +583,7 @@ impl Collector {
                     labels,
                     samples: fresh(samples),
                     series,
+                    certainty: named.certainty,
                     device_known,
                     life: Life::Live,
                 },
@@ -666,6 +695,11 @@ impl Collector {
         }
     }
 
+    /// Names for cgroups.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// The probes in their order.
     pub(crate) fn probes(&self) -> &[Probe] {
         &self.probes
@@ -674,20 +708,10 @@ impl Collector {
     /// What is shown of a probe's metric, each set of labels once, sorted by them. Cgroups of the
     /// same name, one gone and one living, share theirs.
     pub(crate) fn shown(&self, probe: usize, metric: usize) -> Vec<Shown<'_>> {
-        if let Some(gpu) = self.gpu_of(probe) {
-            return gpu.totals.shown(metric);
-        }
-        let mut samples: Vec<Shown<'_>> = self
-            .series
-            .values()
-            .filter(|tracked| tracked.probe == probe)
-            .flat_map(|tracked| {
-                let samples = tracked.samples.iter();
-                samples.map(|(sample, value)| (&tracked.labels, sample, value))
-            })
-            .filter(|(_, sample, _)| sample.metric == metric)
-            .map(|(labels, sample, value)| (labels, sample.labels.clone(), Cow::Borrowed(value)))
-            .collect();
+        let mut samples = match self.gpu_of(probe) {
+            Some(gpu) => gpu.totals.shown(metric),
+            None => self.shown_series(probe, metric),
+        };
         samples.sort_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
         samples.dedup_by(|next, kept| {
             let same = (next.0, &next.1) == (kept.0, &kept.1);
@@ -697,6 +721,21 @@ impl Collector {
             same
         });
         samples
+    }
+
+    fn shown_series(&self, probe: usize, metric: usize) -> Vec<Shown<'_>> {
+        let of_probe = self
+            .series
+            .values()
+            .filter(|tracked| tracked.probe == probe);
+        of_probe
+            .flat_map(|tracked| {
+                let samples = tracked.samples.iter();
+                samples.map(|(sample, value)| (&tracked.labels, sample, value))
+            })
+            .filter(|(_, sample, _)| sample.metric == metric)
+            .map(|(labels, sample, value)| (labels, sample.labels.clone(), Cow::Borrowed(value)))
+            .collect()
     }
 
     /// The verdicts in the probes' order, for those who must not wait for a collection.

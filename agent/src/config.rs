@@ -24,8 +24,13 @@ use tracing::Level;
 const ENV_PREFIX: &str = "SENTRY_";
 const CONFIG_FILE: &str = "config.file";
 const PROBES: &str = "probes";
+const POD_LABELS: &str = "kubernetes.pod-labels";
+/// Settings that are lists, in the file written as such or with commas.
+const LISTS: [&str; 2] = [PROBES, POD_LABELS];
 // Cells have 16-bit numbers, and so have the two counters that come with each.
 const SERIES_MAX: std::ops::RangeInclusive<u32> = 64..=32_000;
+// Each is repeated on every line of a workload.
+const POD_LABELS_MAX: usize = 16;
 const RETENTION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 const EXAMPLES: &str = "\
@@ -104,6 +109,14 @@ pub(crate) struct Config {
     pub(crate) series_max: u32,
     /// How long a series outlives its workload on `/metrics`.
     pub(crate) series_retention: Duration,
+    /// What one set of labels stands for.
+    pub(crate) aggregate: Aggregate,
+    /// The node of Kubernetes whose pods are watched, if any are.
+    pub(crate) node: Option<String>,
+    /// How to reach Kubernetes' API server, where it is not as a pod does it.
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Labels of pods that are shown.
+    pub(crate) pod_labels: Vec<PodLabel>,
     /// Classic buckets shown for each doubling of time: 1, 2 or 4.
     pub(crate) buckets_per_octave: u8,
     /// Whether to switch on the kernel's run-time statistics of BPF programs.
@@ -112,6 +125,8 @@ pub(crate) struct Config {
     pub(crate) procfs: PathBuf,
     /// Root of sysfs.
     pub(crate) sysfs: PathBuf,
+    /// Root of the host's files.
+    pub(crate) rootfs: PathBuf,
     /// What is worth a log line once logging runs, such as unknown variables.
     pub(crate) warnings: Vec<String>,
 }
@@ -130,6 +145,34 @@ pub(crate) enum LogFormat {
 pub(crate) enum Format {
     Table,
     Json,
+}
+
+/// What is told apart on `/metrics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Aggregate {
+    Container,
+    Pod,
+    Workload,
+    Node,
+}
+
+/// A label of pods, and that of metrics which shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodLabel {
+    name: String,
+    shown: String,
+}
+
+impl PodLabel {
+    /// As Kubernetes has it, `app.kubernetes.io/name` for instance.
+    pub(crate) fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// As `/metrics` has it, in the manner of kube-state-metrics: `label_app_kubernetes_io_name`.
+    pub(crate) fn shown(&self) -> String {
+        self.shown.clone()
+    }
 }
 
 /// Why there is no configuration to go on with.
@@ -246,6 +289,31 @@ struct Flags {
           help_heading = "Series")]
     buckets_per_octave: u8,
 
+    /// What one set of labels on /metrics stands for
+    #[arg(
+        long = "aggregate-by",
+        value_enum,
+        value_name = "WHAT",
+        default_value = "container",
+        help_heading = "Series"
+    )]
+    aggregate: Aggregate,
+
+    /// Name of this node in Kubernetes: its pods are watched, and none without it
+    #[arg(long = "kubernetes.node", value_name = "NAME", value_parser = parse_node, help_heading = "Kubernetes")]
+    node: Option<String>,
+    /// How to reach the API server; by default as a pod does, by its service account
+    #[arg(
+        long = "kubernetes.kubeconfig",
+        value_name = "FILE",
+        help_heading = "Kubernetes"
+    )]
+    kubeconfig: Option<PathBuf>,
+    /// Labels of pods to show on their metrics, separated by commas
+    #[arg(long = POD_LABELS, value_name = "NAMES", required = false, value_parser = parse_pod_labels,
+          help_heading = "Kubernetes")]
+    pod_labels: Option<PodLabels>,
+
     /// Least severe level to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info",
           value_parser = PossibleValuesParser::new(["error", "warn", "info", "debug", "trace"])
@@ -278,11 +346,23 @@ struct Flags {
         help_heading = "Paths"
     )]
     sysfs: PathBuf,
+    /// Where the host's files are mounted, of which the state of container runtimes is read
+    #[arg(
+        long = "path.rootfs",
+        value_name = "PATH",
+        default_value = "/",
+        help_heading = "Paths"
+    )]
+    rootfs: PathBuf,
 }
 
 /// A newtype, since clap takes a bare `Vec` for a flag that is given several times.
 #[derive(Clone)]
 struct ProbeNames(Vec<String>);
+
+/// Likewise.
+#[derive(Clone)]
+struct PodLabels(Vec<PodLabel>);
 
 fn definition(probes: &[ProbeOptions]) -> clap::Command {
     let names: Vec<&'static str> = probes.iter().map(|probe| probe.name).collect();
@@ -414,9 +494,15 @@ fn innermost(matches: &ArgMatches) -> &ArgMatches {
 fn config(
     matches: &ArgMatches,
     probes: &[ProbeOptions],
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
 ) -> Result<Config, clap::Error> {
     let flags = Flags::from_arg_matches(matches)?;
+    if flags.node.is_none() && (flags.kubeconfig.is_some() || flags.pod_labels.is_some()) {
+        warnings.push(
+            "kubernetes.kubeconfig and kubernetes.pod-labels have no effect without kubernetes.node"
+                .to_owned(),
+        );
+    }
     let hooks = probes.iter().filter_map(|probe| {
         let hook = matches.get_one::<String>(&hook_key(probe.name))?;
         Some((probe.name.to_owned(), hook.clone()))
@@ -431,10 +517,15 @@ fn config(
         btf: flags.btf,
         series_max: flags.series_max,
         series_retention: flags.series_retention,
+        aggregate: flags.aggregate,
+        node: flags.node,
+        kubeconfig: flags.kubeconfig,
+        pod_labels: flags.pod_labels.map(|labels| labels.0).unwrap_or_default(),
         buckets_per_octave: flags.buckets_per_octave,
         bpf_stats: flags.bpf_stats,
         procfs: flags.procfs,
         sysfs: flags.sysfs,
+        rootfs: flags.rootfs,
         warnings,
     })
 }
@@ -502,6 +593,61 @@ fn parse_series_max(value: &str) -> Result<u32, String> {
                 SERIES_MAX.end()
             )
         })
+}
+
+/// Names of objects are DNS subdomains (RFC 1123), and this one becomes part of a query.
+fn parse_node(value: &str) -> Result<String, &'static str> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+    if (1..=253).contains(&value.len()) && value.chars().all(plain) {
+        Ok(value.to_owned())
+    } else {
+        Err("allowed: the node's name as `kubectl get nodes` shows it")
+    }
+}
+
+fn parse_pod_labels(value: &str) -> Result<PodLabels, String> {
+    let mut labels: Vec<PodLabel> = Vec::new();
+    for name in value.split(',').map(str::trim) {
+        if !is_label_name(name) {
+            return Err(format!(
+                "'{name}' is no label's name; allowed: names such as app or app.kubernetes.io/name"
+            ));
+        }
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        let shown = format!("label_{}", name.chars().map(plain).collect::<String>());
+        if let Some(other) = labels.iter().find(|label| label.shown == shown) {
+            let other = &other.name;
+            return Err(format!(
+                "'{other}' and '{name}' would both be {shown}; allowed: one of them"
+            ));
+        }
+        labels.push(PodLabel {
+            name: name.to_owned(),
+            shown,
+        });
+    }
+    if labels.len() > POD_LABELS_MAX {
+        let count = labels.len();
+        return Err(format!("{count} labels; allowed: {POD_LABELS_MAX}"));
+    }
+    Ok(PodLabels(labels))
+}
+
+/// The syntax of label keys: <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/>.
+fn is_label_name(text: &str) -> bool {
+    let part = |text: &str, longest: usize, more: &str| {
+        let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        (1..=longest).contains(&text.len())
+            && ends(text.chars().next())
+            && ends(text.chars().next_back())
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+    };
+    match text.split_once('/') {
+        Some((prefix, name)) => part(prefix, 253, "-.") && part(name, 63, "-_."),
+        None => part(text, 63, "-_."),
+    }
 }
 
 fn parse_retention(value: &str) -> Result<Duration, &'static str> {
@@ -630,7 +776,7 @@ fn read_file(file: &str, text: &str, keys: &[&str]) -> Result<BTreeMap<String, S
                 ));
             }
             Node::Scalar(value) => value,
-            Node::Sequence(items) if key == PROBES => {
+            Node::Sequence(items) if LISTS.contains(&key.as_str()) => {
                 let names: Option<Vec<String>> = items.into_iter().map(Node::scalar).collect();
                 names
                     .ok_or_else(|| format!("{place}: a list in a list; allowed: names"))?
@@ -927,8 +1073,13 @@ mod tests {
             series_retention: Duration::from_secs(120),
             buckets_per_octave: 1,
             bpf_stats: false,
+            aggregate: Aggregate::Container,
+            node: None,
+            kubeconfig: None,
+            pod_labels: Vec::new(),
             procfs: "/proc".into(),
             sysfs: "/sys".into(),
+            rootfs: "/".into(),
             warnings: Vec::new(),
         }
     }
@@ -951,8 +1102,22 @@ mod tests {
             series_retention: Duration::from_secs(90),
             buckets_per_octave: 4,
             bpf_stats: true,
+            aggregate: Aggregate::Workload,
+            node: Some("node-1.example".into()),
+            kubeconfig: Some("/kubeconfig".into()),
+            pod_labels: vec![
+                PodLabel {
+                    name: "app".into(),
+                    shown: "label_app".into(),
+                },
+                PodLabel {
+                    name: "example.org/the-team".into(),
+                    shown: "label_example_org_the_team".into(),
+                },
+            ],
             procfs: "/host/proc".into(),
             sysfs: "/host/sys".into(),
+            rootfs: "/host".into(),
             warnings: Vec::new(),
         }
     }
@@ -980,7 +1145,9 @@ mod tests {
     fn every_setting_can_be_a_flag() {
         let flags = "--web.listen-address :1234 --web.telemetry-path /m --log.level trace --log.format json \
              --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --btf /btf --series.max 512 --series.retention 90s \
-             --metrics.buckets-per-octave 4 --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys";
+             --metrics.buckets-per-octave 4 --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys \
+             --path.rootfs /host --aggregate-by workload --kubernetes.node node-1.example \
+             --kubernetes.kubeconfig /kubeconfig --kubernetes.pod-labels app,example.org/the-team";
         assert_eq!(agent(flags, &[], None), all_set());
         assert_eq!(agent(&format!("agent {flags}"), &[], None), all_set());
         assert_eq!(agent(&format!("{flags} agent"), &[], None), all_set());
@@ -994,7 +1161,7 @@ mod tests {
         );
     }
 
-    const ALL_ENV: [(&str, &str); 14] = [
+    const ALL_ENV: [(&str, &str); 19] = [
         ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
         ("SENTRY_WEB_TELEMETRY_PATH", "/m"),
         ("SENTRY_LOG_LEVEL", "trace"),
@@ -1009,6 +1176,11 @@ mod tests {
         ("SENTRY_BPF_STATS", "true"),
         ("SENTRY_PATH_PROCFS", "/host/proc"),
         ("SENTRY_PATH_SYSFS", "/host/sys"),
+        ("SENTRY_PATH_ROOTFS", "/host"),
+        ("SENTRY_AGGREGATE_BY", "workload"),
+        ("SENTRY_KUBERNETES_NODE", "node-1.example"),
+        ("SENTRY_KUBERNETES_KUBECONFIG", "/kubeconfig"),
+        ("SENTRY_KUBERNETES_POD_LABELS", "app,example.org/the-team"),
     ];
 
     #[test]
@@ -1024,12 +1196,15 @@ mod tests {
     fn every_setting_can_be_a_key_flat_or_nested() {
         let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nlog.level: trace\nlog.format: json\n\
              probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
-             metrics.buckets-per-octave: 4\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n";
+             metrics.buckets-per-octave: 4\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
+             path.rootfs: /host\naggregate-by: workload\nkubernetes.node: node-1.example\n\
+             kubernetes.kubeconfig: /kubeconfig\nkubernetes.pod-labels: app,example.org/the-team\n";
         assert_eq!(from_file(flat), all_set());
         let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\nlog: {level: trace, format: json}\n\
              probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
              metrics: {buckets-per-octave: 4}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
-             path.sysfs: /host/sys\n";
+             path.sysfs: /host/sys\npath.rootfs: /host\naggregate-by: workload\nkubernetes:\n  node: node-1.example\n  \
+             kubeconfig: /kubeconfig\n  pod-labels: [app, example.org/the-team]\n";
         assert_eq!(from_file(nested), all_set());
         assert_eq!(
             load_layers(&format!("check {FILE}"), &[], Some(flat)).unwrap(),
@@ -1345,6 +1520,78 @@ mod tests {
     }
 
     #[test]
+    fn labels_of_pods() {
+        let shown = |value: &str| {
+            let flags = format!("--kubernetes.node a --kubernetes.pod-labels {value}");
+            let labels = agent(&flags, &[], None).pod_labels;
+            labels.iter().map(PodLabel::shown).collect::<Vec<_>>()
+        };
+        assert_eq!(shown("app"), ["label_app"]);
+        assert_eq!(
+            shown("k8s-app,app.kubernetes.io/name,A_b.c"),
+            [
+                "label_k8s_app",
+                "label_app_kubernetes_io_name",
+                "label_A_b_c"
+            ]
+        );
+        let refused = |value: &str, why: &str| {
+            assert_eq!(
+                flag_error(&format!("--kubernetes.pod-labels={value}")),
+                format!("--kubernetes.pod-labels: invalid value '{value}'; {why}")
+            );
+        };
+        for name in [
+            "-a",
+            "a-",
+            "a/b/c",
+            "/a",
+            "a/",
+            "a*",
+            "{a}",
+            &"a".repeat(64),
+        ] {
+            refused(
+                &format!("app,{name}"),
+                &format!(
+                    "'{name}' is no label's name; allowed: names such as app or app.kubernetes.io/name"
+                ),
+            );
+        }
+        refused(
+            "a.b,a-b",
+            "'a.b' and 'a-b' would both be label_a_b; allowed: one of them",
+        );
+        let many: Vec<String> = (0..17).map(|n| format!("l{n}")).collect();
+        refused(&many.join(","), "17 labels; allowed: 16");
+    }
+
+    #[test]
+    fn nodes_have_names() {
+        for value in ["Node", "a b", "a/b", "a,b", "a=b", &"a".repeat(254)] {
+            assert_eq!(
+                error("", &[("SENTRY_KUBERNETES_NODE", value)], None),
+                format!(
+                    "environment SENTRY_KUBERNETES_NODE: invalid value '{value}'; allowed: \
+                     the node's name as `kubectl get nodes` shows it"
+                )
+            );
+        }
+        // As the downward API leaves it where there is none.
+        assert_eq!(
+            agent("", &[("SENTRY_KUBERNETES_NODE", "")], None).node,
+            None
+        );
+        let without = agent("--kubernetes.pod-labels app", &[], None);
+        assert_eq!(
+            without.warnings,
+            [
+                "kubernetes.kubeconfig and kubernetes.pod-labels have no effect without kubernetes.node"
+            ]
+        );
+    }
+
+    #[test]
     fn retentions() {
         let retention = |value: &str| {
             agent(&format!("--series.retention {value}"), &[], None)
@@ -1525,8 +1772,8 @@ mod tests {
             ),
             (
                 "colour: red",
-                ":1: colour: unknown key; allowed: bpf.stats, btf, disk.hook, log.format, log.level, \
-                 metrics.buckets-per-octave, path.procfs, path.sysfs, probes, series.max, series.retention, \
+                ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
+                 metrics.buckets-per-octave, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
                  tcp.hook, web.listen-address, web.telemetry-path",
             ),
             (

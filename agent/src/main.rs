@@ -16,6 +16,7 @@ mod summary;
 use std::{
     env,
     io::{IsTerminal, Write},
+    os::fd::OwnedFd,
     process::ExitCode,
     sync::{Arc, Mutex},
     thread,
@@ -23,11 +24,7 @@ use std::{
 };
 
 use anyhow::Context;
-use probes::{
-    Workload,
-    cgroup::{Change, Events},
-    gpu::Follower,
-};
+use probes::{Status, cgroup::Events, gpu::Follower};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
@@ -36,11 +33,15 @@ use tokio::{
 use crate::{
     attach::AttachError,
     collect::{Collector, lock},
-    config::{Command, Config, ProbeOptions},
-    enrich::cgroup::{Cgroups, Mount},
+    config::{Command, Config, PodLabel, ProbeOptions},
+    enrich::{
+        cgroup::Mount,
+        kubernetes,
+        names::{self, Names, Sources},
+    },
     expose::{
         Exposed, HttpStats, Limits,
-        metrics::{Metrics, Source},
+        metrics::{Metrics, Shape, Source},
         verdicts::Verdicts,
     },
     summary::Summary,
@@ -73,7 +74,10 @@ fn main() -> ExitCode {
     outcome.unwrap_or_else(|error| {
         eprintln!("sentry: {error:#}");
         let attach = error.downcast_ref::<AttachError>();
-        if attach.is_some_and(AttachError::is_bad_setting) {
+        let watch = error.downcast_ref::<kubernetes::Error>();
+        if attach.is_some_and(AttachError::is_bad_setting)
+            || watch.is_some_and(kubernetes::Error::is_bad_setting)
+        {
             ExitCode::from(config::BAD_SETTING)
         } else {
             ExitCode::FAILURE
@@ -128,20 +132,13 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     }
 
     // cgroup ids -> names
-    let cgroups = Arc::new(Mutex::new(Cgroups::default()));
-    walk(&cgroups, &mounts, &[]);
+    let names = Arc::new(name(config, cgroup_events, mounts)?);
     let news = Arc::new(Notify::new());
-    let follows = cgroup_events.is_ok();
-    match cgroup_events {
-        Ok(events) => {
-            let (cgroups, news) = (Arc::clone(&cgroups), Arc::clone(&news));
-            spawn("cgroups", move || follow_cgroups(events, &cgroups, &news))?;
-        }
-        Err(status) => tracing::warn!(
-            reason = status.reason.code(),
-            "cgroups that live for less than {COLLECT_INTERVAL:?} may have no name: {}",
-            status.detail
-        ),
+    let readable = names.readable().context("cgroup events")?;
+    let follows = readable.is_some();
+    if let Some(readable) = readable {
+        let (names, news) = (Arc::clone(&names), Arc::clone(&news));
+        spawn("cgroups", move || follow_cgroups(&readable, &names, &news))?;
     }
 
     // programs that use CUDA -> mapped tables
@@ -155,17 +152,11 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     let collector = Arc::new(Mutex::new(Collector::new(
         kernel,
         gpu,
-        Arc::clone(&cgroups),
+        Arc::clone(&names),
         config.sysfs.clone(),
         config.series_retention,
     )));
-    tokio::spawn(maintain(
-        Arc::clone(&collector),
-        cgroups,
-        mounts,
-        news,
-        follows,
-    ));
+    tokio::spawn(maintain(Arc::clone(&collector), names, news, follows));
     if std::io::stdout().is_terminal() {
         tokio::spawn(summarise(Arc::clone(&collector)));
     }
@@ -179,7 +170,10 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
             collector,
             http: Arc::clone(&http),
             procfs: config.procfs.clone(),
-            buckets_per_octave: config.buckets_per_octave,
+            shape: Shape {
+                buckets_per_octave: config.buckets_per_octave,
+                pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
+            },
             run_stats: config.bpf_stats,
         })),
         stats: http,
@@ -211,25 +205,47 @@ fn spawn(name: &str, follow: impl FnOnce() + Send + 'static) -> anyhow::Result<(
     Ok(())
 }
 
+/// Brings together what names are made of, and watches the pods of this node if the configuration
+/// says which it is.
+fn name(
+    config: &Config,
+    cgroup_events: Result<Events, Status>,
+    mounts: Vec<Mount>,
+) -> anyhow::Result<Names> {
+    if let Err(status) = &cgroup_events {
+        tracing::warn!(
+            reason = status.reason.code(),
+            "cgroups that live for less than {COLLECT_INTERVAL:?} may have no name: {}",
+            status.detail
+        );
+    }
+    let watch = |node: &String| {
+        kubernetes::start(kubernetes::Options {
+            node: node.clone(),
+            kubeconfig: config.kubeconfig.clone(),
+            labels: config.pod_labels.iter().map(PodLabel::name).collect(),
+            retention: config.series_retention,
+        })
+    };
+    Ok(Names::new(Sources {
+        events: cgroup_events.ok(),
+        mounts,
+        pods: config.node.as_ref().map(watch).transpose()?,
+        rootfs: config.rootfs.clone(),
+        aggregate: config.aggregate,
+        pod_labels: config.pod_labels.len(),
+    }))
+}
+
 /// Takes in the cgroups that come and go, and says when one has gone. Has a thread of its own, so
 /// that the small ring is emptied whatever else goes on.
-fn follow_cgroups(mut events: Events, cgroups: &Mutex<Cgroups>, news: &Notify) {
+fn follow_cgroups(readable: &OwnedFd, names: &Names, news: &Notify) {
     loop {
-        if let Err(error) = events.wait() {
+        if let Err(error) = names::wait(readable) {
             tracing::error!(%error, "cgroup events cannot be followed");
             return;
         }
-        let mut removed = false;
-        while let Some(event) = events.take() {
-            match event {
-                Ok(event) => {
-                    removed |= event.change == Change::Removed;
-                    lock(cgroups).apply(event);
-                }
-                Err(error) => tracing::error!(%error),
-            }
-        }
-        if removed {
+        if names.take_in_events() {
             news.notify_one();
         }
     }
@@ -253,12 +269,10 @@ fn follow_gpu(mut follower: Follower, news: &Notify) {
 /// Keeps totals current without a scrape, and gives the places of gone workloads back.
 async fn maintain(
     collector: Arc<Mutex<Collector>>,
-    cgroups: Arc<Mutex<Cgroups>>,
-    mounts: Vec<Mount>,
+    names: Arc<Names>,
     news: Arc<Notify>,
     follows: bool,
 ) {
-    let mounts = Arc::new(mounts);
     let mut lost = 0;
     let mut walked = Instant::now();
     loop {
@@ -286,9 +300,8 @@ async fn maintain(
         if stale && walked.elapsed() >= WALK_INTERVAL {
             lost = lost_now;
             walked = Instant::now();
-            let (cgroups, mounts) = (Arc::clone(&cgroups), Arc::clone(&mounts));
-            let unknown = outcome.unknown;
-            let _ = tokio::task::spawn_blocking(move || walk(&cgroups, &mounts, &unknown)).await;
+            let (names, unknown) = (Arc::clone(&names), outcome.unknown);
+            let _ = tokio::task::spawn_blocking(move || names.walk(&unknown)).await;
         }
         if outcome.unfinished {
             tokio::time::sleep(RECYCLE_INTERVAL).await;
@@ -297,16 +310,6 @@ async fn maintain(
             if timer.await.is_ok() {
                 tokio::time::sleep(RECYCLE_INTERVAL).await;
             }
-        }
-    }
-}
-
-fn walk(cgroups: &Mutex<Cgroups>, mounts: &[Mount], unknown: &[Workload]) {
-    for mount in mounts {
-        let changes = lock(cgroups).changes();
-        match enrich::cgroup::walk(mount) {
-            Ok(found) => lock(cgroups).take_in(found, changes, unknown),
-            Err(error) => tracing::warn!(%error, "{} cannot be walked", mount.path.display()),
         }
     }
 }

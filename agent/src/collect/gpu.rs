@@ -12,9 +12,9 @@ use probes::{
 };
 
 use super::{Labels, Outcome, QUARANTINE, Shown, Totals, Value};
-use crate::enrich::cgroup;
+use crate::enrich::names::{Certainty, Named};
 
-/// The cgroup and process of those that found no place in the table.
+/// The process of those that found no place in the table.
 const OTHER: &str = "other";
 
 /// Labels besides workload, process and device.
@@ -25,8 +25,18 @@ type Own = Vec<(&'static str, Cow<'static, str>)>;
 pub(super) struct ProcessTotals {
     /// By their number in the table.
     processes: HashMap<u16, Known>,
-    /// By metric and all labels.
-    totals: BTreeMap<(usize, Labels, Own), Total>,
+    totals: BTreeMap<Key, Total>,
+}
+
+/// What a total is of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    metric: usize,
+    /// None for those that found no place.
+    workload: Option<Workload>,
+    process: String,
+    device: Option<u32>,
+    own: Own,
 }
 
 /// A process as it was last read.
@@ -42,19 +52,21 @@ struct Known {
 #[derive(Debug)]
 struct Total {
     value: Value,
-    /// Whose it is, as long as that may have to be named.
-    workload: Option<Workload>,
+    labels: Labels,
+    certainty: Certainty,
     /// When a living process last had it, or it last changed.
     touched: Instant,
 }
 
 impl ProcessTotals {
-    /// Takes in every process that `read` gives: what each has gained, and what is there now.
-    /// Gives back those that are gone, and whose last values these were.
+    /// Takes in every process: what each has gained, and what is there now. Gives back those that
+    /// are gone, and whose last values these were. `owner` is asked about every workload again if
+    /// some were `renamed`; `None` are those that found no place.
     pub(super) fn take_in(
         &mut self,
-        read: impl FnOnce(&mut dyn FnMut(Process)),
-        path: impl Fn(Workload) -> Option<String>,
+        processes: Vec<Process>,
+        mut owner: impl FnMut(Option<Workload>) -> Named,
+        renamed: bool,
         now: Instant,
         sums: &mut [Value],
         outcome: &mut Outcome,
@@ -66,28 +78,22 @@ impl ProcessTotals {
             }
         }
         let mut rested = Vec::new();
-        read(&mut |process| {
-            let workload = (!process.other).then_some(process.workload);
-            let cgroup = workload.map_or_else(
-                || OTHER.to_owned(),
-                |workload| path(workload).unwrap_or_else(|| cgroup::unknown(workload)),
-            );
-            self.add(&process, &cgroup, workload, now, sums);
+        for process in processes {
+            self.add(&process, &mut owner, now, sums);
             match self.since_exit(&process, now) {
                 Some(rest) if rest >= QUARANTINE => rested.push(process),
                 Some(_) => outcome.unfinished = true,
                 None => {}
             }
-        });
-        self.name(path, outcome);
+        }
+        self.name(owner, renamed, outcome);
         rested
     }
 
     fn add(
         &mut self,
         process: &Process,
-        cgroup: &str,
-        workload: Option<Workload>,
+        owner: &mut impl FnMut(Option<Workload>) -> Named,
         now: Instant,
         sums: &mut [Value],
     ) {
@@ -127,20 +133,29 @@ impl ProcessTotals {
             } else {
                 &process.command
             };
-            let labels_of_workload = Labels {
-                cgroup: cgroup.to_owned(),
-                process: Some(command.to_owned()),
-                device: device.map(|device| device.to_string()),
+            let workload = (!process.other).then_some(process.workload);
+            let key = Key {
+                metric: *metric,
+                workload,
+                process: command.to_owned(),
+                device: *device,
+                own: labels.clone(),
             };
             sums[*metric].add(&gained);
-            let total = self
-                .totals
-                .entry((*metric, labels_of_workload, labels.clone()))
-                .or_insert_with(|| Total {
+            let total = self.totals.entry(key).or_insert_with(|| {
+                let named = owner(workload);
+                let labels = Labels {
+                    owner: named.owner,
+                    process: Some(command.to_owned()),
+                    device: device.map(|device| device.to_string()),
+                };
+                Total {
                     value: gained.zero(),
-                    workload,
+                    labels,
+                    certainty: named.certainty,
                     touched: now,
-                });
+                }
+            });
             if !process.exited || !gained.is_zero() {
                 total.touched = now;
             }
@@ -156,43 +171,23 @@ impl ProcessTotals {
             .then(|| now.duration_since(*known.exited.get_or_insert(now)))
     }
 
-    /// Gives cgroups their names that were not known before.
-    fn name(&mut self, path: impl Fn(Workload) -> Option<String>, outcome: &mut Outcome) {
-        let mut named = Vec::new();
-        for ((metric, labels, own), total) in &self.totals {
-            let Some(workload) = total.workload else {
+    /// Gives workloads their names that were not known before, or have changed.
+    fn name(
+        &mut self,
+        mut owner: impl FnMut(Option<Workload>) -> Named,
+        renamed: bool,
+        outcome: &mut Outcome,
+    ) {
+        for (key, total) in &mut self.totals {
+            let Some(workload) = key.workload else {
                 continue;
             };
-            if !labels.cgroup.starts_with("unknown:") {
-                continue;
+            if renamed || total.certainty == Certainty::Unknown {
+                let named = owner(key.workload);
+                named.improve(&mut total.labels.owner, &mut total.certainty);
             }
-            match path(workload) {
-                Some(path) if path != labels.cgroup => {
-                    named.push(((*metric, labels.clone(), own.clone()), path));
-                }
-                Some(_) => {}
-                None if outcome.unknown.contains(&workload) => {}
-                None => outcome.unknown.push(workload),
-            }
-        }
-        for (key, path) in named {
-            let Some(total) = self.totals.remove(&key) else {
-                continue;
-            };
-            let (metric, labels, own) = key;
-            let labels = Labels {
-                cgroup: path,
-                ..labels
-            };
-            match self.totals.entry((metric, labels, own)) {
-                std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert(total);
-                }
-                std::collections::btree_map::Entry::Occupied(mut entry) => {
-                    let heir = entry.get_mut();
-                    heir.value.add(&total.value);
-                    heir.touched = heir.touched.max(total.touched);
-                }
+            if total.certainty == Certainty::Unknown && !outcome.unknown.contains(&workload) {
+                outcome.unknown.push(workload);
             }
         }
     }
@@ -205,37 +200,43 @@ impl ProcessTotals {
     /// Drops totals that no living process has and that have not changed for `retention`, and
     /// the oldest when there are more than `retained_max`; says how many those were.
     pub(super) fn forget(&mut self, now: Instant, retention: Duration, retained_max: usize) -> u64 {
-        self.totals
-            .retain(|_, total| total.touched == now || now - total.touched < retention);
-        let mut touched: Vec<Instant> = self
+        let mut retained: Vec<(Instant, Key)> = self
             .totals
-            .values()
-            .map(|total| total.touched)
-            .filter(|touched| *touched != now)
+            .iter()
+            .filter(|(_, total)| total.touched != now)
+            .map(|(key, total)| (total.touched, key.clone()))
             .collect();
-        let surplus = touched.len().saturating_sub(retained_max);
-        if surplus == 0 {
-            return 0;
+        retained.sort_unstable();
+        let old = retained.partition_point(|(touched, _)| now - *touched >= retention);
+        let surplus = (retained.len() - old).saturating_sub(retained_max);
+        let gone: Vec<(Key, Total)> = retained[..old + surplus]
+            .iter()
+            .filter_map(|(_, key)| self.totals.remove_entry(key))
+            .collect();
+        for (key, total) in gone {
+            self.bequeath(&key, &total);
         }
-        touched.sort_unstable();
-        let newest = touched[surplus - 1];
-        let mut left = surplus;
-        self.totals.retain(|_, total| {
-            let drop = left > 0 && total.touched <= newest;
-            left -= usize::from(drop);
-            !drop
-        });
         surplus as u64
     }
 
-    /// What is shown of a metric, sorted by its labels.
+    /// Adds what is dropped to what is shown with the same labels, which must not fall.
+    fn bequeath(&mut self, gone: &Key, dropped: &Total) {
+        let heir = self.totals.iter_mut().find(|(key, total)| {
+            (key.metric, &key.own, &total.labels) == (gone.metric, &gone.own, &dropped.labels)
+        });
+        if let Some((_, heir)) = heir {
+            heir.value.add(&dropped.value);
+        }
+    }
+
+    /// What is shown of a metric, in no order.
     pub(super) fn shown(&self, metric: usize) -> Vec<Shown<'_>> {
         let totals = self.totals.iter();
         totals
-            .filter(|((of, _, _), _)| *of == metric)
-            .map(|((_, labels, own), total)| {
-                let own = own.iter().map(|(label, value)| (*label, &**value));
-                (labels, own.collect(), Cow::Borrowed(&total.value))
+            .filter(|(key, _)| key.metric == metric)
+            .map(|(key, total)| {
+                let own = key.own.iter().map(|(label, value)| (*label, &**value));
+                (&total.labels, own.collect(), Cow::Borrowed(&total.value))
             })
             .collect()
     }
@@ -282,7 +283,10 @@ fn gain(last: &mut ReadingValue, now: &ReadingValue) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::enrich::names::Owner;
 
     const LAUNCHES: usize = 0;
     const STARVED: usize = 1;
@@ -295,8 +299,9 @@ mod tests {
         totals: ProcessTotals,
         sums: Vec<Value>,
         now: Instant,
-        /// The only name of a cgroup that is known.
-        named: Option<(u64, &'static str)>,
+        /// The names of cgroups that are known.
+        named: Vec<(u64, &'static str)>,
+        renamed: bool,
         retained_max: usize,
     }
 
@@ -311,7 +316,8 @@ mod tests {
                     Value::Gauge(0),
                 ],
                 now: Instant::now(),
-                named: Some((1, "/job")),
+                named: vec![(1, "/job")],
+                renamed: false,
                 retained_max: 100,
             }
         }
@@ -324,14 +330,24 @@ mod tests {
         }
 
         fn collect_now(&mut self, processes: &[Process]) -> (Vec<u16>, u64, Outcome) {
-            let named = self.named;
             let mut outcome = Outcome::default();
             let rested = self.totals.take_in(
-                |each| processes.iter().cloned().for_each(each),
+                processes.to_vec(),
                 |workload| {
-                    let (id, path) = named?;
-                    (workload.cgroup_id == id).then(|| path.to_owned())
+                    let id = workload.map(|workload| workload.cgroup_id);
+                    let mut named = self.named.iter();
+                    let (cgroup, certainty) = match (id, named.find(|(of, _)| Some(*of) == id)) {
+                        (None, _) => (OTHER.to_owned(), Certainty::Full),
+                        (_, Some((_, path))) => ((*path).to_owned(), Certainty::Full),
+                        (Some(id), None) => (format!("unknown:0:{id}"), Certainty::Unknown),
+                    };
+                    let owner = Arc::new(Owner {
+                        cgroup,
+                        ..Owner::default()
+                    });
+                    Named { owner, certainty }
                 },
+                self.renamed,
                 self.now,
                 &mut self.sums,
                 &mut outcome,
@@ -347,7 +363,7 @@ mod tests {
         /// What is shown of a metric that is a number, as `cgroup process device labels value`.
         fn shown(&self, metric: usize) -> Vec<String> {
             let shown = self.totals.shown(metric);
-            shown
+            let mut lines: Vec<String> = shown
                 .into_iter()
                 .map(|(labels, own, value)| {
                     let value = match &*value {
@@ -356,9 +372,12 @@ mod tests {
                     };
                     let device = labels.device.as_deref().unwrap_or("-");
                     let process = labels.process.as_deref().unwrap_or("-");
-                    format!("{} {process} {device} {own:?} {value}", labels.cgroup)
+                    let cgroup = &labels.owner.cgroup;
+                    format!("{cgroup} {process} {device} {own:?} {value}")
                 })
-                .collect()
+                .collect();
+            lines.sort();
+            lines
         }
     }
 
@@ -567,7 +586,7 @@ mod tests {
     #[test]
     fn a_cgroup_is_named_later() {
         let mut fixture = Fixture::new();
-        fixture.named = None;
+        fixture.named.clear();
         let mut one = process(1, vec![launches(4), allocated(9)]);
         let (_, _, outcome) = fixture.collect(std::slice::from_ref(&one));
         assert_eq!(outcome.unknown, [one.workload]);
@@ -575,7 +594,7 @@ mod tests {
             fixture.shown(ALLOCATED),
             ["unknown:0:1 train - [] 9".to_owned()]
         );
-        fixture.named = Some((1, "/late"));
+        fixture.named.push((1, "/late"));
         one.readings = vec![launches(6), allocated(8)];
         let (_, _, outcome) = fixture.collect(&[one]);
         assert_eq!(outcome.unknown, []);
@@ -587,9 +606,57 @@ mod tests {
     }
 
     #[test]
+    fn a_new_name_takes_the_values_along() {
+        let mut fixture = Fixture::new();
+        fixture.collect(&[process(1, vec![launches(4)])]);
+        fixture.named = vec![(1, "/web")];
+        fixture.collect(&[process(1, vec![launches(5)])]);
+        let kernel = r#"[("api", "kernel")]"#;
+        assert_eq!(
+            fixture.shown(LAUNCHES),
+            [format!("/job train - {kernel} 5")]
+        );
+        fixture.renamed = true;
+        fixture.collect(&[process(1, vec![launches(6)])]);
+        assert_eq!(
+            fixture.shown(LAUNCHES),
+            [format!("/web train - {kernel} 6")]
+        );
+        // Nobody knows it any more, and it stays what it was.
+        fixture.named.clear();
+        fixture.collect(&[process(1, vec![launches(7)])]);
+        assert_eq!(
+            fixture.shown(LAUNCHES),
+            [format!("/web train - {kernel} 7")]
+        );
+    }
+
+    #[test]
+    fn what_is_dropped_goes_to_the_next_of_its_name() {
+        let mut fixture = Fixture::new();
+        fixture.named = vec![(1, "/job"), (2, "/job")];
+        let second = |count| Process {
+            workload: Workload {
+                hierarchy: 0,
+                cgroup_id: 2,
+            },
+            ..process(2, vec![launches(count)])
+        };
+        fixture.collect(&[process(1, vec![launches(4)])]);
+        fixture.collect(&[second(1)]);
+        assert_eq!(fixture.shown(LAUNCHES).len(), 2);
+        fixture.now += RETENTION;
+        fixture.collect(&[second(2)]);
+        assert_eq!(
+            fixture.shown(LAUNCHES),
+            [r#"/job train - [("api", "kernel")] 6"#]
+        );
+    }
+
+    #[test]
     fn those_without_a_place_are_others() {
         let mut fixture = Fixture::new();
-        fixture.named = None;
+        fixture.named.clear();
         let others = Process {
             other: true,
             tgid: 0,

@@ -4,8 +4,6 @@
 //! their cgroups, with both cgroup drivers. What merely looks like one of them is passed over: a
 //! wrong name is worse than none.
 
-#![allow(dead_code, reason = "wired in the next commit")]
-
 use std::borrow::Cow;
 
 /// A part of a cgroup's path that means something to a runtime or to systemd.
@@ -50,18 +48,9 @@ pub(crate) enum Runtime {
 }
 
 impl Runtime {
-    /// The name, as Kubernetes writes it before the ids of containers where it knows the runtime.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Containerd => "containerd",
-            Self::CriO => "cri-o",
-            Self::Docker => "docker",
-            Self::Podman => "podman",
-            Self::Garden => "garden",
-            Self::Lxc => "lxc",
-            Self::Machined => "machined",
-            Self::Unknown => "unknown",
-        }
+    /// Whether its ids are names already.
+    pub(crate) fn goes_by_names(self) -> bool {
+        matches!(self, Self::Garden | Self::Lxc | Self::Machined)
     }
 }
 
@@ -335,7 +324,7 @@ mod tests {
             .into_iter()
             .map(|level| match level.kind {
                 Kind::Pod { uid } => format!("pod {uid}"),
-                Kind::Container { runtime, id } => format!("{} {id}", runtime.name()),
+                Kind::Container { runtime, id } => format!("{} {id}", name(runtime)),
                 Kind::Unit { name } => name.to_owned(),
                 Kind::User { uid } => format!("user {uid}"),
             })
@@ -658,6 +647,19 @@ mod tests {
             "delegated.service",
         ),
     ];
+
+    fn name(runtime: Runtime) -> &'static str {
+        match runtime {
+            Runtime::Containerd => "containerd",
+            Runtime::CriO => "cri-o",
+            Runtime::Docker => "docker",
+            Runtime::Podman => "podman",
+            Runtime::Garden => "garden",
+            Runtime::Lxc => "lxc",
+            Runtime::Machined => "machined",
+            Runtime::Unknown => "unknown",
+        }
+    }
 
     #[test]
     fn real_paths() {

@@ -4,5 +4,6 @@ pub(crate) mod cgroup;
 pub(crate) mod container;
 pub(crate) mod device;
 pub(crate) mod kubernetes;
+pub(crate) mod names;
 pub(crate) mod process;
 pub(crate) mod runtime;

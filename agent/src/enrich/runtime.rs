@@ -4,8 +4,6 @@
 //! that is there. Containers that users run without root are left out: their state lies in home
 //! folders, which may be on a network that does not answer.
 
-#![allow(dead_code, reason = "wired in the next commit")]
-
 use std::{
     borrow::Cow,
     fs::{self, File},

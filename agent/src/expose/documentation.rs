@@ -63,14 +63,15 @@ fn page() -> String {
     let mut text = String::from(
         "<!-- Generated from the code by `make docs`. Do not edit. -->\n\n# Metrics\n\n\
          What `/metrics` of the agent holds. [Workloads](#workloads) are what the probes measure, \
-         [the agent](#the-agent) is what it tells about itself, and [memory](#memory) is what the \
-         kernel side takes.\n\n",
+         [the agent](#the-agent) is what it tells about itself, [cardinality](#cardinality) is how many \
+         series that makes, and [memory](#memory) what the kernel side takes.\n\n",
     );
     text.push_str(&workloads());
     for probe in PROBES {
         text.push_str(&section(probe));
     }
     text.push_str(&agent());
+    text.push_str(&cardinality());
     text.push_str(&memory());
     text
 }
@@ -88,6 +89,9 @@ fn workloads() -> String {
          `--series.max` and `sentry_series_overflow_total`. With `process=\"other\"` they hold the \
          processes that found no place among those of `gpu`. The sum over all cgroups is complete.\n\
          - `cgroup=\"unknown:HIERARCHY:ID\"` is a cgroup whose name is not known, mostly since it was gone too soon.\n\
+         - Names of pods come from one watch of this node's pods (`--kubernetes.node`), those of containers from there too, \
+         and from the state files of containerd, CRI-O, Docker and Podman beneath `--path.rootfs`, which also name the pod where the \
+         API server has not yet told of it. A series whose names become known later is shown under the new ones from then on, with all that it has counted.\n\
          - A series stays for `--series.retention` after its cgroup, or of `gpu` its last process, is gone, then it is dropped. \
          A gauge is 0 meanwhile.\n\
          - A series appears with its first event. A probe that does not run has no metrics: look at \
@@ -100,13 +104,24 @@ fn workloads() -> String {
             &[
                 [
                     "`namespace`",
-                    "Kubernetes namespace; empty, since containers are not told apart yet"
+                    "Kubernetes namespace of the pod; empty outside of pods"
                 ],
-                ["`pod`", "Kubernetes pod; empty, likewise"],
-                ["`container`", "Container; empty, likewise"],
+                ["`pod`", "Name of the pod; empty outside of pods"],
+                [
+                    "`container`",
+                    "Name of the container in its pod, or that its runtime has for it, else its id; empty outside of containers, and of a pod's own sandbox"
+                ],
                 [
                     "`cgroup`",
-                    "Path of the cgroup from the root of its hierarchy, `/` being the root"
+                    "Path of the cgroup from the root of its hierarchy, `/` being the root; of all in a container, that of the container"
+                ],
+                [
+                    "`label_*`",
+                    "The labels of pods that `--kubernetes.pod-labels` names: `app` as `label_app`, every character that is no letter or digit as `_`; empty where a pod has none"
+                ],
+                [
+                    "`workload`, `workload_kind`",
+                    "With `--aggregate-by workload` only: name and kind of what owns the pod"
                 ],
             ]
             .map(|row| row.map(str::to_owned).to_vec()),
@@ -360,6 +375,51 @@ fn the_formula_gives_what_was_measured() {
     ] {
         assert_eq!(map_sum(series, 2), measured, "{series}");
     }
+}
+
+/// How many Prometheus series there can be.
+fn cardinality() -> String {
+    let lines = |per_octave: usize| (BUCKETS - 2).div_ceil(4 / per_octave) + 2 + 2;
+    let per_histogram: Vec<Vec<String>> = [1, 2, 4]
+        .map(|per_octave| vec![per_octave.to_string(), lines(per_octave).to_string()])
+        .to_vec();
+    let (tcp, disk) = (2 * lines(1) + 6 + 2 + 1, 2 * lines(1) + 1);
+    format!(
+        "## Cardinality\n\n\
+         `--aggregate-by` says what one set of workload labels stands for:\n\n{}\n\
+         What is told apart less finely is added up, and its counters never fall as pods come and go: what one that is dropped has counted stays with \
+         another of the same labels, as long as there is one. In the kernel, workloads are told apart by cgroup whatever is chosen here, up to \
+         `--series.max` histograms (a hard ceiling: `sentry_series`, `sentry_series_limit`); what finds no room is counted under `cgroup=\"other\"`, and in `sentry_series_overflow_total`.\n\n\
+         A histogram is as many Prometheus series as it has buckets, and two:\n\n{}\n\
+         With H of them, one set of labels has at most 2 H + 9 of `tcp` ({tcp} at one bucket an octave), and 2 H + 1 of `disk` ({disk}) for each device and operation, flushes H + 1; \
+         of `disk`, each kind of error adds one. Only what has happened has a series. Over all, there are no more than `--series.max` histograms and twice as many counters in the kernel, \
+         and those of workloads that went in the last `--series.retention`, at most four times `--series.max` or 2,048, whichever is more, of which the oldest go first (`sentry_series_evicted_total`).\n\n\
+         So P pods of one container that connect and serve, and read and write one device, are P (2 H + 9 + 2 (2 H + 1)) series: {} for 30 pods, and take 6 P of `--series.max`.\n\n\
+         The agent's own memory grows by some 0.9 KB for each histogram and 0.7 KB for each pod that it knows.\n\n",
+        table(
+            &["`--aggregate-by`", "One set of labels for each", "Labels that are left empty"],
+            &[
+                ["`container`", "container, and cgroup outside of containers", ""],
+                [
+                    "`pod`",
+                    "pod; outside of pods container, systemd unit or user's slice",
+                    "`container` of pods; `cgroup` is that of the pod",
+                ],
+                [
+                    "`workload`",
+                    "Deployment, StatefulSet, DaemonSet, Job, CronJob or other controller of pods, or pod without one; outside of pods container, unit or user, as `workload_kind` `Container`, `Unit` and `User`",
+                    "`pod`, `container`; `cgroup` of pods",
+                ],
+                ["`node`", "the whole node", "all"],
+            ]
+            .map(|row| row.map(str::to_owned).to_vec()),
+        ),
+        table(
+            &["`--metrics.buckets-per-octave`", "Prometheus series of a histogram, H"],
+            &per_histogram,
+        ),
+        grouped(30 * (tcp + 2 * disk) as u64),
+    )
 }
 
 fn memory() -> String {

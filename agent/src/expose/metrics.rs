@@ -19,9 +19,12 @@ use super::{
     HttpStats, Scrape,
     self_metrics::{Reading, SELF_METRICS},
 };
-use crate::collect::{Collector, Labels, Totals, Value, lock};
+use crate::{
+    collect::{Collector, Labels, Totals, Value, lock},
+    enrich::names::Owner,
+};
 
-/// The cgroup and device of series that found no free cell.
+/// The process and device of what found no room.
 const OTHER: &str = "other";
 
 /// Answers a scrape: collects, then encodes.
@@ -55,9 +58,17 @@ pub(crate) struct Source {
     pub(crate) collector: Arc<Mutex<Collector>>,
     pub(crate) http: Arc<HttpStats>,
     pub(crate) procfs: PathBuf,
-    pub(crate) buckets_per_octave: u8,
+    pub(crate) shape: Shape,
     /// Whether the agent switched the kernel's statistics of program runs on.
     pub(crate) run_stats: bool,
+}
+
+/// How values are shown.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) buckets_per_octave: u8,
+    /// Names of the labels that show those of pods.
+    pub(crate) pod_labels: Vec<String>,
 }
 
 impl Encode for Source {
@@ -76,7 +87,6 @@ impl Encode for Source {
 
 impl Source {
     fn encode_probes(&self, collector: &Collector, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let per_octave = self.buckets_per_octave;
         for (index, probe) in collector.probes().iter().enumerate() {
             let up = probe.installed.status.verdict.is_up();
             for (number, metric) in probe.installed.probe.metrics.iter().enumerate() {
@@ -98,7 +108,7 @@ impl Source {
                 )?;
                 let other = |label| metric.labels.contains(&label).then(|| OTHER.to_owned());
                 let other = Labels {
-                    cgroup: OTHER.to_owned(),
+                    owner: collector.names().other().owner,
                     process: other("process"),
                     device: other("device"),
                 };
@@ -107,10 +117,11 @@ impl Source {
                     .iter()
                     .filter(|(sample, value)| sample.metric == number && !value.is_zero());
                 for (labels, own, value) in shown {
-                    encode_value(&mut encoder, labels, &own, &value, per_octave)?;
+                    self.shape.encode(&mut encoder, labels, &own, &value)?;
                 }
                 for (sample, value) in others {
-                    encode_value(&mut encoder, &other, &sample.labels, value, per_octave)?;
+                    self.shape
+                        .encode(&mut encoder, &other, &sample.labels, value)?;
                 }
             }
         }
@@ -118,35 +129,49 @@ impl Source {
     }
 }
 
-fn encode_value(
-    encoder: &mut MetricEncoder,
-    labels: &Labels,
-    own: &[(&'static str, &str)],
-    value: &Value,
-    buckets_per_octave: u8,
-) -> fmt::Result {
-    // Pods and containers get their names with container attribution.
-    let mut set: Vec<(&str, &str)> = vec![
-        ("namespace", ""),
-        ("pod", ""),
-        ("container", ""),
-        ("cgroup", &labels.cgroup),
-    ];
-    set.extend(labels.process.as_deref().map(|name| ("process", name)));
-    set.extend(labels.device.as_deref().map(|device| ("device", device)));
-    set.extend(own);
-    let mut encoder = encoder.encode_family(&set)?;
-    match value {
-        Value::Counter(count) => encoder.encode_counter::<NoLabelSet, _, f64>(count, None),
-        Value::CounterNs(ns) => encoder.encode_counter::<NoLabelSet, _, f64>(&seconds(*ns), None),
-        Value::Gauge(value) => encoder.encode_gauge(value),
-        Value::Histogram(totals) => encoder.encode_histogram::<NoLabelSet>(
-            seconds(totals.sum_ns),
-            totals.count(),
-            &classic_buckets(totals, buckets_per_octave),
-            None,
-        ),
+impl Shape {
+    fn encode(
+        &self,
+        encoder: &mut MetricEncoder,
+        labels: &Labels,
+        own: &[(&'static str, &str)],
+        value: &Value,
+    ) -> fmt::Result {
+        let mut set = workload_labels(&labels.owner, &self.pod_labels);
+        set.extend(labels.process.as_deref().map(|name| ("process", name)));
+        set.extend(labels.device.as_deref().map(|device| ("device", device)));
+        set.extend(own);
+        let mut encoder = encoder.encode_family(&set)?;
+        match value {
+            Value::Counter(count) => encoder.encode_counter::<NoLabelSet, _, f64>(count, None),
+            Value::CounterNs(ns) => {
+                encoder.encode_counter::<NoLabelSet, _, f64>(&seconds(*ns), None)
+            }
+            Value::Gauge(value) => encoder.encode_gauge(value),
+            Value::Histogram(totals) => encoder.encode_histogram::<NoLabelSet>(
+                seconds(totals.sum_ns),
+                totals.count(),
+                &classic_buckets(totals, self.buckets_per_octave),
+                None,
+            ),
+        }
     }
+}
+
+/// The labels that every metric of a workload has.
+fn workload_labels<'a>(owner: &'a Owner, pod_labels: &'a [String]) -> Vec<(&'a str, &'a str)> {
+    let mut labels: Vec<(&str, &str)> = vec![
+        ("namespace", &owner.namespace),
+        ("pod", &owner.pod),
+        ("container", &owner.container),
+        ("cgroup", &owner.cgroup),
+    ];
+    if let Some([kind, name]) = &owner.workload {
+        labels.extend([("workload_kind", kind.as_str()), ("workload", name)]);
+    }
+    let names = pod_labels.iter().map(String::as_str);
+    labels.extend(names.zip(owner.pod_labels.iter().map(String::as_str)));
+    labels
 }
 
 /// A metric's name as `OpenMetrics` takes it apart: the unit apart, `_total` left to the encoder.
@@ -226,12 +251,19 @@ mod tests {
 
     /// One of each kind, of a process.
     #[derive(Debug)]
-    struct Kinds;
+    struct Kinds(Shape);
 
     impl Encode for Kinds {
         fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
             let labels = Labels {
-                cgroup: "/a".to_owned(),
+                owner: Arc::new(Owner {
+                    namespace: "shop".to_owned(),
+                    pod: "web-0".to_owned(),
+                    container: "app".to_owned(),
+                    cgroup: "/a".to_owned(),
+                    workload: Some(["StatefulSet".to_owned(), "web".to_owned()]),
+                    pod_labels: vec!["x\ny".to_owned()],
+                }),
                 process: Some("a \"b\"".to_owned()),
                 device: Some("0".to_owned()),
             };
@@ -246,7 +278,8 @@ mod tests {
             ] {
                 let family = Family::new(name);
                 let mut encoder = family.describe(&mut encoder, "Help", kind)?;
-                encode_value(&mut encoder, &labels, &[("own", "x")], &value, 1)?;
+                self.0
+                    .encode(&mut encoder, &labels, &[("own", "x")], &value)?;
             }
             Ok(())
         }
@@ -255,10 +288,13 @@ mod tests {
     #[test]
     fn values_have_their_kind_and_all_labels() {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Kinds));
+        registry.register_collector(Box::new(Kinds(Shape {
+            buckets_per_octave: 1,
+            pod_labels: vec!["label_team".to_owned()],
+        })));
         let mut text = String::new();
         text::encode(&mut text, &registry).unwrap();
-        let labels = r#"{namespace="",pod="",container="",cgroup="/a",process="a \"b\"",device="0",own="x"}"#;
+        let labels = r#"{namespace="shop",pod="web-0",container="app",cgroup="/a",workload_kind="StatefulSet",workload="web",label_team="x\ny",process="a \"b\"",device="0",own="x"}"#;
         assert_eq!(
             text,
             format!(

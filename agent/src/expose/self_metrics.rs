@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     collect::Collector,
-    enrich::process::{self, Usage},
+    enrich::{
+        kubernetes::{Reason, WatchStats},
+        process::{self, Usage},
+    },
 };
 
 /// A metric about the agent.
@@ -108,6 +111,13 @@ impl<'a> Reading<'a> {
             .filter(|_| self.run_stats_on)
             .map(|stats| (vec![stats.program.clone()], value(stats)))
             .collect()
+    }
+
+    /// A value of the watch of pods, where there is one.
+    fn watch(&self, value: impl Fn(&WatchStats) -> Option<Number>) -> Values {
+        let watch = self.collector.names().watch();
+        let value = watch.and_then(|watch| value(&watch.stats()));
+        value.into_iter().map(|value| (Vec::new(), value)).collect()
     }
 
     fn usage(&self, value: impl Fn(&Usage) -> Number) -> Values {
@@ -230,6 +240,42 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
             let errors = reading.collector.gpu().map(Gpu::attach_errors);
             let errors = errors.unwrap_or_default().into_iter();
             errors
+                .map(|(reason, count)| (vec![reason.to_owned()], Number::Whole(count)))
+                .collect()
+        },
+    },
+    SelfMetric {
+        name: "sentry_kubernetes_watch_up",
+        help: "Whether the pods of this node are known as they are now",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.watch(|status| Some(Number::Whole(u64::from(status.up)))),
+    },
+    SelfMetric {
+        name: "sentry_kubernetes_last_sync_timestamp_seconds",
+        help: "When the API server was last heard of, in seconds since 1970",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.watch(|status| status.last_sync.map(Number::Whole)),
+    },
+    SelfMetric {
+        name: "sentry_kubernetes_pods",
+        help: "Pods of this node that are known",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.watch(|status| Some(Number::Whole(status.pods as u64))),
+    },
+    SelfMetric {
+        name: "sentry_kubernetes_watch_errors_total",
+        help: "Failed attempts to list or watch pods",
+        kind: Kind::Counter,
+        labels: &["reason"],
+        read: |reading| {
+            let watch = reading.collector.names().watch();
+            let errors = watch.map(|watch| watch.stats().errors);
+            let reasons = Reason::ALL.iter().map(|reason| reason.code());
+            reasons
+                .zip(errors.into_iter().flatten())
                 .map(|(reason, count)| (vec![reason.to_owned()], Number::Whole(count)))
                 .collect()
         },

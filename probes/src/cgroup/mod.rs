@@ -1,7 +1,10 @@
 //! Cgroups as they come and go: not a probe with metrics, but what gives the probes' numbers
 //! their names.
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya::maps::{MapData, RingBuf};
 
@@ -178,11 +181,19 @@ pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
     })
 }
 
-/// The ring of events: wait, then take all there is.
+/// The ring of events.
 pub struct Events {
     ring: RingBuf<MapData>,
     /// The hook they come from.
     pub status: Status,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events")
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Events {
@@ -190,26 +201,17 @@ impl Events {
         Self { ring, status }
     }
 
-    /// Sleeps until there is an event.
+    /// A descriptor that is readable while there are events, for a thread to wait with while
+    /// others take them.
     ///
     /// # Errors
-    /// When the kernel refuses to wait; a signal is no error.
-    pub fn wait(&self) -> io::Result<()> {
-        let mut poll = libc::pollfd {
-            fd: self.ring.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one valid pollfd, and the ring's descriptor stays open during the call.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
-        let error = io::Error::last_os_error();
-        if ready < 0 && error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-        Ok(())
+    /// When there is no descriptor to be had.
+    pub fn readable(&self) -> io::Result<OwnedFd> {
+        self.ring.as_fd().try_clone_to_owned()
     }
 
-    /// Takes the oldest event.
+    /// Takes the oldest event. What the kernel did to a cgroup is here before anything that is
+    /// done in it later.
     ///
     /// # Errors
     /// When the record cannot be read; the next call goes on behind it.
