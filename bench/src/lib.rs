@@ -17,6 +17,7 @@ pub mod packet;
 pub mod race;
 pub mod sandbox;
 pub mod storm;
+pub mod tour;
 pub mod tun;
 pub mod tun_client;
 pub mod tun_peer;

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use sentry_bench::{
-    Result, cgroup, churn, connect, disk, interleave, listen, print, race, storm, tun_client,
+    Result, cgroup, churn, connect, disk, interleave, listen, print, race, storm, tour, tun_client,
     tun_peer,
 };
 use std::process::ExitCode;
@@ -26,6 +26,8 @@ enum Load {
     InterleaveWorker(interleave::WorkerArgs),
     /// Make and remove cgroups, with one connect from each
     Churn(churn::ChurnArgs),
+    /// Go from cgroup to cgroup, and connect once from each
+    Tour(tour::TourArgs),
     /// Connect from two CPUs at the same instant, in a fresh cgroup each time
     Race(race::RaceArgs),
     /// Answer SYNs late, behind a TUN interface, until standard input closes; a line comes first when it is up
@@ -71,6 +73,7 @@ fn run(load: &Load) -> Result<()> {
         Load::Interleave(args) => print(&interleave::run(args)?),
         Load::InterleaveWorker(args) => interleave::work(args),
         Load::Churn(args) => print(&churn::run(args)?),
+        Load::Tour(args) => print(&tour::run(args)?),
         Load::Race(args) => print(&race::run(args)?),
         Load::TunPeer(args) => print(&tun_peer::run(args)?),
         Load::TunClient(args) => print(&tun_client::run(args)?),
