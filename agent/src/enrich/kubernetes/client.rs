@@ -1,7 +1,6 @@
 //! How the API server is reached, and what it answers.
 
 use std::{
-    error::Error as _,
     fmt::Write as _,
     io::{self, BufReader, Read},
     net::Ipv6Addr,

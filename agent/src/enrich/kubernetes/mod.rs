@@ -2,7 +2,7 @@
 //!
 //! A thread of its own lists the pods once and then follows their changes. Whatever becomes of the
 //! API server, what is known stays, and [`Watch::stats`] says how current it is.
-#![allow(dead_code, reason = "wired in the next commits")]
+#![allow(dead_code, unused_imports, reason = "wired in the next commits")]
 
 mod client;
 mod follow;
