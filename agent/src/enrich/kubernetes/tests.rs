@@ -587,7 +587,6 @@ fn a_thousand_pods() {
     let Ok(kubeconfig) = std::env::var("WATCH_OF_MANY") else {
         return;
     };
-    probes::bound_allocator();
     let resident = || {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let line = |name: &str| {
