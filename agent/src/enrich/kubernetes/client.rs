@@ -204,6 +204,7 @@ impl Failure {
     fn of_send(error: &kube::Error) -> Self {
         let reason = match error {
             kube::Error::Auth(_) => Reason::Unauthorized,
+            error if timed_out(error) => Reason::Timeout,
             _ => Reason::Unreachable,
         };
         Self::new(reason, &chain(error))
@@ -219,6 +220,17 @@ impl Failure {
         };
         Self::new(reason, &chain(error))
     }
+}
+
+/// Whether the kernel gave up: nobody answered a connect, or the probes of a silent connection.
+fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        // It passes over what it wraps when asked for its source.
+        let wrapped = error.get_ref();
+        return error.kind() == io::ErrorKind::TimedOut
+            || wrapped.is_some_and(|error| timed_out(error));
+    }
+    error.source().is_some_and(timed_out)
 }
 
 /// An error and its causes, each once.
@@ -308,6 +320,9 @@ impl Read for Incoming<'_> {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, silent));
                 }
                 Ok(None) => return Ok(0),
+                Ok(Some(Err(error))) if timed_out(&error) => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, error));
+                }
                 Ok(Some(Err(error))) => return Err(io::Error::other(error)),
                 Ok(Some(Ok(frame))) => self.chunk = frame.into_data().unwrap_or_default(),
             }
@@ -369,6 +384,14 @@ mod tests {
             failure.detail,
             "403 Forbidden: pods is forbidden: User \"x\""
         );
+        let refused = |kind: io::ErrorKind| {
+            let error = io::Error::other(io::Error::other(io::Error::from(kind)));
+            Failure::of_send(&kube::Error::Service(Box::new(error)))
+                .reason
+                .code()
+        };
+        assert_eq!(refused(io::ErrorKind::TimedOut), "timeout");
+        assert_eq!(refused(io::ErrorKind::ConnectionRefused), "unreachable");
         let long = Failure::new(Reason::Other, &"a ".repeat(1000));
         assert_eq!(long.detail.len(), DETAIL_CHARACTERS);
     }

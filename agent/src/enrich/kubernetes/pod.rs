@@ -54,12 +54,15 @@ struct Owner {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(default)]
 struct Status {
-    container_statuses: Option<Vec<ContainerStatus>>,
+    #[serde(rename = "containerStatuses")]
+    containers: Option<Vec<ContainerStatus>>,
     /// Sidecars (`restartPolicy: Always`) are among them.
-    init_container_statuses: Option<Vec<ContainerStatus>>,
-    ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
+    #[serde(rename = "initContainerStatuses")]
+    init: Option<Vec<ContainerStatus>>,
+    #[serde(rename = "ephemeralContainerStatuses")]
+    ephemeral: Option<Vec<ContainerStatus>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -130,9 +133,9 @@ impl Pod {
     pub(super) fn containers(&self) -> impl Iterator<Item = (&str, &str)> {
         let status = self.status.as_ref();
         [
-            status.and_then(|status| status.container_statuses.as_ref()),
-            status.and_then(|status| status.init_container_statuses.as_ref()),
-            status.and_then(|status| status.ephemeral_container_statuses.as_ref()),
+            status.and_then(|status| status.containers.as_ref()),
+            status.and_then(|status| status.init.as_ref()),
+            status.and_then(|status| status.ephemeral.as_ref()),
         ]
         .into_iter()
         .flatten()

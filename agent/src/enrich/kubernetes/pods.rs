@@ -33,7 +33,7 @@ pub(crate) struct Pods {
     version: u64,
     by_uid: HashMap<Arc<str>, Entry>,
     /// From the UID that a kubelet gave a static pod to that of its mirror.
-    static_pods: HashMap<Box<str>, Arc<str>>,
+    by_config_hash: HashMap<Box<str>, Arc<str>>,
     by_container: HashMap<Arc<str>, Container>,
     /// In the order of time.
     gone: VecDeque<(Instant, Gone)>,
@@ -74,7 +74,7 @@ impl Pods {
             retention,
             version: 0,
             by_uid: HashMap::new(),
-            static_pods: HashMap::new(),
+            by_config_hash: HashMap::new(),
             by_container: HashMap::new(),
             gone: VecDeque::new(),
             present: 0,
@@ -94,7 +94,7 @@ impl Pods {
         let entry = self
             .by_uid
             .get(uid)
-            .or_else(|| self.by_uid.get(self.static_pods.get(uid)?))?;
+            .or_else(|| self.by_uid.get(self.by_config_hash.get(uid)?))?;
         Some(Arc::clone(&entry.names))
     }
 
@@ -138,14 +138,14 @@ impl Pods {
         let config_hash: Option<Box<str>> = pod.config_hash().map(Box::from);
         let hash_before = known.as_ref().and_then(|entry| entry.config_hash.as_ref());
         if let Some(before) = hash_before.filter(|before| Some(*before) != config_hash.as_ref())
-            && self.static_pods.get(before) == Some(&uid)
+            && self.by_config_hash.get(before) == Some(&uid)
         {
-            self.static_pods.remove(before);
+            self.by_config_hash.remove(before);
         }
         if let Some(hash) = &config_hash
-            && self.static_pods.get(hash) != Some(&uid)
+            && self.by_config_hash.get(hash) != Some(&uid)
         {
-            self.static_pods.insert(hash.clone(), Arc::clone(&uid));
+            self.by_config_hash.insert(hash.clone(), Arc::clone(&uid));
             changed = true;
         }
         if let Some(entry) = known {
@@ -278,9 +278,9 @@ impl Pods {
             }
         }
         if let Some(hash) = entry.config_hash
-            && self.static_pods.get(&hash) == Some(uid)
+            && self.by_config_hash.get(&hash) == Some(uid)
         {
-            self.static_pods.remove(&hash);
+            self.by_config_hash.remove(&hash);
         }
     }
 }
@@ -323,14 +323,10 @@ mod tests {
         Pods::new(vec!["app".to_owned()], RETENTION)
     }
 
-    /// (pod, container)
-    fn found(pods: &Pods, id: &str) -> Option<(String, String)> {
+    /// pod/container
+    fn found(pods: &Pods, id: &str) -> Option<String> {
         let (names, container) = pods.by_container(id)?;
-        Some((names.name.clone(), container.to_string()))
-    }
-
-    fn some(pod: &str, container: &str) -> Option<(String, String)> {
-        Some((pod.to_owned(), container.to_owned()))
+        Some(format!("{}/{container}", names.name))
     }
 
     #[test]
@@ -341,7 +337,7 @@ mod tests {
             &pod("u1", "web-1", r#""app": "web""#, &running("nginx", "c1")),
             now,
         );
-        assert_eq!(found(&pods, "c1"), some("web-1", "nginx"));
+        assert_eq!(found(&pods, "c1").unwrap(), "web-1/nginx");
         let names = pods.by_uid("u1").unwrap();
         assert_eq!(
             *names,
@@ -396,15 +392,15 @@ mod tests {
         pods.apply(&pod("u1", "a", "", &restarted("x", "c2", "c1")), start);
         pods.apply(&pod("u1", "a", "", &restarted("x", "c3", "c2")), later);
         for id in ["c1", "c2", "c3"] {
-            assert_eq!(found(&pods, id), some("a", "x"), "{id}");
+            assert_eq!(found(&pods, id).unwrap(), "a/x", "{id}");
         }
-        pods.forget(later + RETENTION - Duration::from_secs(1));
-        assert_eq!(found(&pods, "c1"), some("a", "x"));
+        pods.forget(start + RETENTION);
+        assert_eq!(found(&pods, "c1").unwrap(), "a/x");
         pods.forget(later + RETENTION);
         assert_eq!(found(&pods, "c1"), None);
         // Still mentioned, however old.
         pods.forget(later + 10 * RETENTION);
-        assert_eq!(found(&pods, "c2"), some("a", "x"));
+        assert_eq!(found(&pods, "c2").unwrap(), "a/x");
         pods.remove("u1", later + 10 * RETENTION);
         pods.forget(later + 11 * RETENTION);
         assert_eq!(found(&pods, "c2"), None);
@@ -425,7 +421,7 @@ mod tests {
         pods.apply(&web, start + Duration::from_secs(1));
         assert_eq!((pods.len(), pods.version()), (1, 1));
         pods.forget(start + RETENTION);
-        assert_eq!(found(&pods, "c1"), some("a", "x"));
+        assert_eq!(found(&pods, "c1").unwrap(), "a/x");
     }
 
     #[test]
@@ -449,10 +445,10 @@ mod tests {
         assert_eq!(pods.len(), 2);
         pods.end_list(start);
         assert_eq!(pods.len(), 1);
-        assert_eq!(found(&pods, "c1"), some("a", "x"));
+        assert_eq!(found(&pods, "c1").unwrap(), "a/x");
         pods.forget(start + RETENTION);
         assert_eq!(found(&pods, "c1"), None);
-        assert_eq!(found(&pods, "c2"), some("b", "x"));
+        assert_eq!(found(&pods, "c2").unwrap(), "b/x");
     }
 
     #[test]
@@ -468,12 +464,12 @@ mod tests {
         pods.remove("m1", start);
         pods.forget(start + RETENTION);
         assert_eq!(*pods.by_uid("hash").unwrap().uid, *"m2");
-        assert_eq!(found(&pods, "ee"), some("etcd-1", "etcd"));
+        assert_eq!(found(&pods, "ee").unwrap(), "etcd-1/etcd");
         assert_eq!(pods.by_uid("m1"), None);
         pods.remove("m2", start + RETENTION);
         pods.forget(start + 2 * RETENTION);
         assert_eq!(pods.by_uid("hash"), None);
-        assert_eq!(pods.static_pods.len(), 0);
+        assert_eq!(pods.by_config_hash.len(), 0);
     }
 
     #[test]
