@@ -18,6 +18,7 @@ mod exposition;
 mod gpu;
 mod host;
 mod http;
+mod image;
 mod ladder;
 mod lifecycle;
 mod load;

@@ -21,9 +21,9 @@ const BPF: u64 = 1 << 39;
 const PERFMON: u64 = 1 << 38;
 
 /// What loading takes.
-const BOTH: u64 = BPF | PERFMON;
+pub(crate) const BOTH: u64 = BPF | PERFMON;
 
-const DAC_READ_SEARCH: u64 = 1 << 2;
+pub(crate) const DAC_READ_SEARCH: u64 = 1 << 2;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
 const CHECKPOINT_RESTORE: u64 = 1 << 40;
@@ -47,7 +47,7 @@ fn release() -> [u32; 2] {
 /// The sets that a thread has, and the one that bounds them.
 const SETS: [&str; 5] = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"];
 
-fn field<'a>(status: &'a str, name: &str) -> &'a str {
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> &'a str {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.unwrap_or_else(|| panic!("no {name} in {status}"))
         .trim()
@@ -82,7 +82,7 @@ fn mask(line: &str) -> u64 {
 }
 
 /// Asserts that each thread has these capabilities and no other; where the agent could reduce it, the bounding set too.
-fn assert_left(agent: &Agent, left: u64, bounding: u64) {
+pub(crate) fn assert_left(agent: &Agent, left: u64, bounding: u64) {
     let tasks = Path::new("/proc")
         .join(agent.pid().to_string())
         .join("task");
@@ -104,7 +104,7 @@ fn assert_left(agent: &Agent, left: u64, bounding: u64) {
 }
 
 /// Asserts that it measures: both ends of 500 connects.
-fn assert_connects(agent: &Agent) {
+pub(crate) fn assert_connects(agent: &Agent) {
     let (client, server) = (socket_cgroup("client"), socket_cgroup("server"));
     let listener = Server::listen("", &[&server]);
     let args = format!("connect --to 127.0.0.1:{} --count 500", listener.port());
@@ -341,7 +341,7 @@ fn capabilities_of_the_programs_file_are_put_to_use() {
 }
 
 /// A fact of `sentry check`: its value, and what it means if something.
-fn fact(report: &Value, name: &str) -> (String, Option<String>) {
+pub(crate) fn fact(report: &Value, name: &str) -> (String, Option<String>) {
     let mut facts = report["host"].as_array().unwrap().iter();
     let fact = facts.find(|fact| fact["name"] == name);
     let fact = fact.unwrap_or_else(|| panic!("no {name} in {report}"));
@@ -349,7 +349,7 @@ fn fact(report: &Value, name: &str) -> (String, Option<String>) {
     (text("value").unwrap(), text("meaning"))
 }
 
-fn checked(command: Command) -> Value {
+pub(crate) fn checked(command: Command) -> Value {
     let checked = output(command);
     serde_json::from_slice(&checked.stdout).unwrap()
 }
