@@ -1,16 +1,16 @@
 # The front door. The code behind it is in xtask/.
 
 PREFIX ?= /usr/local
-export PREFIX DESTDIR
+export PREFIX DESTDIR SOURCE
 # rustup's default, which a shell that is not a login shell lacks; Debian's tools for root.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 prepare = @sh xtask/install.sh
 
-.PHONY: help run demo test test-fast vm kernels lint fmt docs manifests bench soak release install clean
+.PHONY: help run demo test test-fast vm kernels lint fmt docs manifests bench soak release image image-prebuilt sbom install clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
 run: ## build the agent and run it; ARGS='--log.level debug' adds flags
 	$(prepare)
@@ -63,6 +63,18 @@ soak: ## a minute of connect and read storms
 release: ## the agent as one static file
 	$(prepare)
 	@cargo xtask release
+
+image: ## the container image, built by docker, podman or buildah; SOURCE=URL for its label
+	$(prepare)
+	@cargo xtask image
+
+image-prebuilt: ## the same from a program built here, so that no other image is needed
+	$(prepare)
+	@cargo xtask image --prebuilt
+
+sbom: ## the agent's crates as a bill of materials, target/sentry.cdx.json
+	$(prepare)
+	@cargo xtask sbom
 
 install: ## install agent and systemd unit beneath PREFIX; DESTDIR is honoured
 	$(prepare)

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     attach::{self, AttachError},
     config::{Config, Format},
+    privileges,
 };
 
 use facts::Fact;
@@ -99,6 +100,7 @@ impl From<&Status> for Line {
 
 /// Prints the report. The exit code is 0 if at least one probe can attach.
 pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
+    privileges::raise()?;
     let mut attached = attach::attach(config);
     if let Ok(attached) = &mut attached
         && let Some(follower) = &mut attached.gpu

@@ -90,6 +90,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    privileges::raise()?;
     let runtime = expose::runtime().context("cannot start the runtime")?;
     let outcome = runtime.block_on(agent(config));
     runtime.shutdown_background();

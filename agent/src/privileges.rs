@@ -1,7 +1,7 @@
-//! Capabilities: what loading eBPF programs takes, what is still needed once they are attached, and how the rest
-//! is given up.
+//! Capabilities: how they are put to use, what loading eBPF programs takes, what is still needed once they are attached,
+//! and how the rest is given up.
 //!
-//! They belong to a thread and pass on to those that it makes. So they are given up before there is a second one.
+//! They belong to a thread and pass on to those that it makes. So all of this is done before there is a second one.
 
 use std::{
     fmt, fs, io,
@@ -39,9 +39,17 @@ pub(crate) struct Kept {
     pub(crate) reason: String,
 }
 
-/// The privileges that are not needed any more could not be given up.
+/// The privileges that are there could not be put to use, or those that are not needed any more not given up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PrivilegesError {
+    /// The kernel, or a filter before it, refuses a call that puts capabilities to use.
+    #[error("capabilities cannot be put to use: {call}: {source}; a seccomp filter must allow it")]
+    Raise {
+        /// The call.
+        call: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The kernel, or a filter before it, refuses a call.
     #[error("privileges cannot be given up: {call}: {source}; a seccomp filter must allow it")]
     Refused {
@@ -63,6 +71,30 @@ pub(crate) enum PrivilegesError {
     },
 }
 
+/// Puts every capability that is permitted to use. Those that come from the program's file, as in the image, are only
+/// permitted there: with effective ones, the kernel would refuse to run the program at all where a single one is out of
+/// bounds, and say no more than "operation not permitted".
+///
+/// # Errors
+/// When a call is refused.
+pub(crate) fn raise() -> Result<(), PrivilegesError> {
+    let refused = |call| {
+        move |errno: rustix::io::Errno| PrivilegesError::Raise {
+            call,
+            source: errno.into(),
+        }
+    };
+    let before = capabilities(None).map_err(refused("capget"))?;
+    if before.effective == before.permitted {
+        return Ok(());
+    }
+    let sets = CapabilitySets {
+        effective: before.permitted,
+        ..before
+    };
+    set_capabilities(None, sets).map_err(refused("capset"))
+}
+
 /// The capabilities that loading takes and that are missing, from the text of `/proc/self/status` and the target of
 /// `/proc/self/ns/user`. Before 5.8, and on it still, `CAP_SYS_ADMIN` stands for all.
 pub(crate) fn missing(status: &str, user_namespace: Option<&Path>) -> Option<String> {
@@ -73,8 +105,14 @@ pub(crate) fn missing(status: &str, user_namespace: Option<&Path>) -> Option<Str
     }
     let effective = set(status, "CapEff:");
     let missing = names(needed.difference(effective));
+    // Whoever gave the file capabilities wonders where they are.
+    let lost = if field(status, "NoNewPrivs:") == Some("1") {
+        " (no_new_privs is set, so the program's file cannot give them; in Kubernetes, allowPrivilegeEscalation: true leaves it unset)"
+    } else {
+        ""
+    };
     (!missing.is_empty() && !effective.contains(CapabilitySet::SYS_ADMIN))
-        .then(|| missing.join(" and "))
+        .then(|| format!("{}{lost}", missing.join(" and ")))
 }
 
 /// Whether capabilities count for eBPF, by the target of `/proc/self/ns/user`: only those in the first user namespace
@@ -408,6 +446,21 @@ mod tests {
         }
         let none = missing("Name:\tx\n", None);
         assert_eq!(none.as_deref(), Some("CAP_BPF and CAP_PERFMON"));
+    }
+
+    #[test]
+    fn no_new_privs_is_named_where_something_is_missing() {
+        let missing =
+            |mask: &str, set: u8| missing(&format!("CapEff:\t{mask}\nNoNewPrivs:\t{set}\n"), None);
+        let perfmon = "0000008000000000";
+        assert_eq!(missing(perfmon, 0).as_deref(), Some("CAP_PERFMON"));
+        assert_eq!(
+            missing(perfmon, 1).as_deref(),
+            Some(
+                "CAP_PERFMON (no_new_privs is set, so the program's file cannot give them; in Kubernetes, allowPrivilegeEscalation: true leaves it unset)"
+            )
+        );
+        assert_eq!(missing("000000c000000000", 1), None);
     }
 
     #[test]

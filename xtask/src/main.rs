@@ -1,8 +1,10 @@
 //! The code behind the Makefile, which has installed what is needed.
 
 mod cuda;
+mod image;
 mod kubernetes;
 mod pypi;
+mod sbom;
 
 use std::{
     env, fs,
@@ -14,7 +16,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | cuda | manifests [--check] | release | install";
+const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | cuda | manifests [--check] | release | image [--prebuilt] | sbom | install";
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -50,6 +52,9 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
         ["manifests"] => kubernetes::write(),
         ["manifests", "--check"] => kubernetes::check(),
         ["release"] => release().map(drop),
+        ["image"] => image::from_source(),
+        ["image", "--prebuilt"] => image::prebuilt(),
+        ["sbom"] => sbom::write().map(drop),
         ["install"] => install(),
         _ => bail!(USAGE),
     }
@@ -106,13 +111,17 @@ fn vm(flags: &[&str]) -> anyhow::Result<()> {
 fn test() -> anyhow::Result<()> {
     lint(&["licenses", "bans", "sources"])?;
     kubernetes::check()?;
+    sbom::write()?;
+    let image = image::unpacked(&static_programs()?.join("sentry"))?;
     let mut tests = cargo_as_root()?;
+    tests.env("SENTRY_IMAGE_ROOT", image);
     // NVIDIA has other files for other machines.
     if cfg!(target_arch = "x86_64") {
         tests.env("SENTRY_CUDA_CACHE", cuda::fetch()?);
     }
     // One of them compares docs/metrics.md with the code.
-    step("tests", tests.args(["test", "--workspace"]))
+    step("tests", tests.args(["test", "--workspace"]))?;
+    image::forget()
 }
 
 fn lint(deny: &[&str]) -> anyhow::Result<()> {

@@ -18,6 +18,7 @@ mod exposition;
 mod gpu;
 mod host;
 mod http;
+mod image;
 mod kubernetes;
 mod ladder;
 mod lifecycle;

@@ -2,14 +2,17 @@
 
 use crate::agent::{Agent, SENTRY, sentry, without_settings};
 use crate::disk::{MIB, assert_issue_hook_steps_in, assert_said, moved};
-use crate::host::{Folder, IoController, label, output, socket_cgroup, turn};
+use crate::host::{Folder, IoController, label, output, skipped, socket_cgroup, turn};
 use crate::lifecycle::as_nobody;
 use crate::load::{self, Server, assert_all};
 use crate::series::{CONNECTED, DEFAULT_ROOM, fill, listener};
+use rustix::fs::{XattrFlags, setxattr};
+use rustix::io::Errno;
 use sentry_bench::sandbox::LoopDevice;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -18,9 +21,9 @@ const BPF: u64 = 1 << 39;
 const PERFMON: u64 = 1 << 38;
 
 /// What loading takes.
-const BOTH: u64 = BPF | PERFMON;
+pub(crate) const BOTH: u64 = BPF | PERFMON;
 
-const DAC_READ_SEARCH: u64 = 1 << 2;
+pub(crate) const DAC_READ_SEARCH: u64 = 1 << 2;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
 const CHECKPOINT_RESTORE: u64 = 1 << 40;
@@ -44,7 +47,7 @@ fn release() -> [u32; 2] {
 /// The sets that a thread has, and the one that bounds them.
 const SETS: [&str; 5] = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"];
 
-fn field<'a>(status: &'a str, name: &str) -> &'a str {
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> &'a str {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.unwrap_or_else(|| panic!("no {name} in {status}"))
         .trim()
@@ -79,7 +82,7 @@ fn mask(line: &str) -> u64 {
 }
 
 /// Asserts that each thread has these capabilities and no other; where the agent could reduce it, the bounding set too.
-fn assert_left(agent: &Agent, left: u64, bounding: u64) {
+pub(crate) fn assert_left(agent: &Agent, left: u64, bounding: u64) {
     let tasks = Path::new("/proc")
         .join(agent.pid().to_string())
         .join("task");
@@ -101,7 +104,7 @@ fn assert_left(agent: &Agent, left: u64, bounding: u64) {
 }
 
 /// Asserts that it measures: both ends of 500 connects.
-fn assert_connects(agent: &Agent) {
+pub(crate) fn assert_connects(agent: &Agent) {
     let (client, server) = (socket_cgroup("client"), socket_cgroup("server"));
     let listener = Server::listen("", &[&server]);
     let args = format!("connect --to 127.0.0.1:{} --count 500", listener.port());
@@ -247,8 +250,98 @@ fn each_missing_capability_is_one_line() {
     }
 }
 
+/// Gives a copy of the program these capabilities as the image's has them: permitted, and not effective. Whether the
+/// filesystem keeps them.
+fn with_file_capabilities(folder: &Folder, permitted: u64) -> bool {
+    // `struct vfs_cap_data` of `include/uapi/linux/capability.h`, its second revision: permitted and inheritable, the
+    // lower halves first.
+    let (low, high) = (permitted & u64::from(u32::MAX), permitted >> 32);
+    let words = [0x0200_0000, low, 0, high, 0].map(|word| u32::try_from(word).unwrap());
+    let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let program = folder.path().join("sentry");
+    fs::copy(SENTRY, &program).unwrap();
+    for path in [folder.path(), &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    match setxattr(&program, "security.capability", &value, XattrFlags::empty()) {
+        Err(Errno::NOTSUP) => false,
+        outcome => {
+            outcome.unwrap();
+            true
+        }
+    }
+}
+
+/// A command of that copy as a user who may come to these capabilities. A program of `setpriv` holds them, as a container
+/// engine's does, and one more of them in between does not.
+fn as_nobody_bounded(folder: &Folder, bounding: &[&str], between: &[&str]) -> Command {
+    let bounding = bounding.iter().map(|name| format!(",+{name}"));
+    let bounding = format!("-all{}", bounding.collect::<String>());
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["--inh-caps=-all", "--ambient-caps=-all"])
+        .arg(format!("--bounding-set={bounding}"))
+        .args(between)
+        .arg("--")
+        .arg(folder.path().join("sentry"));
+    without_settings(&mut command);
+    command
+}
+
+#[test]
+fn capabilities_of_the_programs_file_are_put_to_use() {
+    turn!("capabilities_of_the_programs_file_are_put_to_use");
+    let folder = Folder::new();
+    if !with_file_capabilities(&folder, BOTH | CUDA) {
+        skipped(
+            "capabilities_of_the_programs_file_are_put_to_use",
+            "the folder for temporary files is on a filesystem without capabilities of files",
+        );
+        return;
+    }
+    // Of those that the file has, two are within bounds.
+    let mut bounded = as_nobody_bounded(&folder, &["bpf", "perfmon"], &[]);
+    bounded.args(["--probes", "tcp,disk"]);
+    let agent = Agent::spawn(bounded);
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    assert_eq!(field(&status, "Uid:"), "65534\t65534\t65534\t65534");
+    agent.scrape();
+    assert_left(&agent, BOTH, BOTH);
+    assert_connects(&agent);
+    agent.stop();
+
+    let mut check = as_nobody_bounded(&folder, &["bpf", "perfmon"], &[]);
+    check.args(["check", "--format", "json"]);
+    let report = checked(check);
+    let (capabilities, _) = fact(&report, "capabilities");
+    assert_eq!(capabilities, "CAP_BPF, CAP_PERFMON, as uid 65534");
+
+    // Under no_new_privs the file gives what the one who starts it holds already, and no more.
+    let two = ["bpf", "perfmon"];
+    let mut held = as_nobody_bounded(&folder, &two, &["--no-new-privs"]);
+    held.args(["check", "--format", "json"]);
+    let (capabilities, _) = fact(&checked(held), "capabilities");
+    assert_eq!(capabilities, "CAP_BPF, CAP_PERFMON, as uid 65534");
+
+    // With none of them it runs all the same, to say what is missing.
+    let not_held = ["--", "setpriv", "--no-new-privs"];
+    let no_new_privs = " (no_new_privs is set, so the program's file cannot give them; in Kubernetes, allowPrivilegeEscalation: true leaves it unset)";
+    for (bounding, between, reason) in [(&[][..], &[][..], ""), (&two, &not_held, no_new_privs)] {
+        let refused = output(as_nobody_bounded(&folder, bounding, between));
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{stderr}");
+        assert_eq!(
+            stderr,
+            format!(
+                "sentry: missing privileges: CAP_BPF and CAP_PERFMON{reason} needed to load eBPF programs; run as root, or grant them to the binary; `make demo` shows the agent in a virtual machine\n"
+            )
+        );
+    }
+}
+
 /// A fact of `sentry check`: its value, and what it means if something.
-fn fact(report: &Value, name: &str) -> (String, Option<String>) {
+pub(crate) fn fact(report: &Value, name: &str) -> (String, Option<String>) {
     let mut facts = report["host"].as_array().unwrap().iter();
     let fact = facts.find(|fact| fact["name"] == name);
     let fact = fact.unwrap_or_else(|| panic!("no {name} in {report}"));
@@ -256,7 +349,7 @@ fn fact(report: &Value, name: &str) -> (String, Option<String>) {
     (text("value").unwrap(), text("meaning"))
 }
 
-fn checked(command: Command) -> Value {
+pub(crate) fn checked(command: Command) -> Value {
     let checked = output(command);
     serde_json::from_slice(&checked.stdout).unwrap()
 }
