@@ -4,12 +4,13 @@
 use crate::agent::Agent;
 use crate::bystander::undisturbed;
 use crate::exposition::{Exposition, Labels, as_count};
-use crate::host::{turn, wait_for};
+use crate::host::{Folder, disk_cgroup, is_v1_only, output, roots, skipped, turn, wait_for};
 use crate::load::{Server, assert_all};
 use crate::node::{NAME, Node, Seat, id, slice, uid, wait_until_up};
 use sentry_bench::kubernetes::{Container, Cut, Fault, Pod};
 use sentry_bench::sandbox::LoopDevice;
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const CONNECTS: &str = "sentry_tcp_handshake_duration_seconds_count";
@@ -636,5 +637,117 @@ fn an_api_server_that_fails_costs_no_event() {
         .value("sentry_kubernetes_last_sync_timestamp_seconds", &[]);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     assert!((now.unwrap().as_secs_f64() - sync).abs() < 60.0, "{sync}");
+    agent.stop();
+}
+
+/// Whether disk I/O belongs to cgroups of v2: those of v1 know no owner of what is written back.
+fn io_is_in_v2(test: &str) -> bool {
+    let is = roots().v2 == roots().blkio && !is_v1_only();
+    if !is {
+        skipped(test, "blkio is a hierarchy of cgroup v1 here");
+    }
+    is
+}
+
+/// A file system on a loop device, mounted. Unmounted on drop.
+struct FileSystem {
+    folder: Folder,
+    device: LoopDevice,
+}
+
+impl FileSystem {
+    /// Without a journal, whose writes are nobody's.
+    fn new() -> Self {
+        let device = LoopDevice::new(64 * MIB).unwrap();
+        let folder = Folder::new();
+        let mut make = Command::new("mke2fs");
+        make.args(["-q", "-t", "ext4", "-O", "^has_journal"])
+            .arg(device.path());
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "ext4"])
+            .arg(device.path())
+            .arg(folder.path());
+        for command in [make, mount] {
+            let called = format!("{command:?}");
+            let output = output(command);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{called}: {stderr}");
+        }
+        Self { folder, device }
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.folder.path()).status();
+    }
+}
+
+#[test]
+fn what_is_written_back_belongs_to_the_container_whose_file_it_is() {
+    const TEST: &str = "what_is_written_back_belongs_to_the_container_whose_file_it_is";
+    turn!("what_is_written_back_belongs_to_the_container_whose_file_it_is");
+    if !io_is_in_v2(TEST) {
+        return;
+    }
+    let node = Node::new();
+    let residents = residents(&node);
+    let files = FileSystem::new();
+    let agent = node.agent("--probes disk");
+    // Three of them write, each its own number of MiB, and end.
+    let sizes = [(0, 8), (4, 3), (5, 5)];
+    for (resident, mib) in sizes {
+        let file = files.folder.path().join(resident.to_string());
+        let args = format!("write --file {} --count {}", file.display(), mib * 256);
+        residents[resident].seat.run(&args);
+    }
+    // Not by their processes, and not by this one either: it only asks for it.
+    let root = std::fs::File::open(files.folder.path()).unwrap();
+    rustix::fs::syncfs(&root).unwrap();
+    let scrape = agent.scrape();
+    let name = files.device.path().file_name().unwrap().to_str().unwrap();
+    let written = by_owner(&scrape, BYTES, &[("device", name), ("operation", "write")]);
+    println!("{written:?}");
+    for (resident, mib) in sizes {
+        let bytes = written[&residents[resident].owner];
+        // And a few blocks of the file system's own, of who first came to need them.
+        let most = mib * MIB + 512 * 1024;
+        assert!((mib * MIB..most).contains(&bytes), "{resident}: {bytes}");
+    }
+    let nobodys = written.get(&Owner::new("", "", "")).copied();
+    assert!(nobodys.unwrap_or_default() < MIB, "{nobodys:?}");
+    let verdict = [("probe", "disk"), ("verdict", "attached")];
+    assert_eq!(scrape.value("sentry_probe_up", &verdict), 1.0);
+    agent.stop();
+}
+
+#[test]
+fn without_the_io_controller_all_io_is_the_roots() {
+    const TEST: &str = "without_the_io_controller_all_io_is_the_roots";
+    turn!("without_the_io_controller_all_io_is_the_roots");
+    if !io_is_in_v2(TEST) {
+        return;
+    }
+    let control = roots().v2.join("cgroup.subtree_control");
+    let controllers = std::fs::read_to_string(control).unwrap();
+    if controllers.split_whitespace().any(|name| name == "io") {
+        return skipped(TEST, "this host needs its io controller");
+    }
+    let agent = Agent::start("--probes disk");
+    let verdict = [
+        ("probe", "disk"),
+        ("verdict", "degraded"),
+        ("reason", "io_controller_off"),
+    ];
+    assert_eq!(agent.scrape().value("sentry_probe_up", &verdict), 1.0);
+    let device = LoopDevice::new(MIB).unwrap();
+    let name = device.path().file_name().unwrap().to_str().unwrap();
+    let cgroup = disk_cgroup("io-off");
+    let file = device.path().display();
+    let args = format!("write --file {file} --direct --count 25");
+    crate::load::run(&args, &[&cgroup]);
+    let labels = [("device", name), ("operation", "write"), ("cgroup", "/")];
+    assert_eq!(agent.scrape().value(BYTES, &labels), 102_400.0);
     agent.stop();
 }
