@@ -19,7 +19,7 @@ use probes::{
     gpu::{Gpu, GpuError},
 };
 
-use self::gpu::ProcessTotals;
+use self::gpu::{ProcessTotals, Renames};
 use crate::{
     enrich::{
         device::Devices,
@@ -28,9 +28,22 @@ use crate::{
     log,
 };
 
+/// Stands for a hierarchy in the keys of what was left behind; no real one has this number.
+const REMAINDER: u16 = u16::MAX;
+
 /// How long removed cells rest before they are given out again. A program that still holds a
 /// cell's number is done within microseconds; it cannot sleep.
 const QUARANTINE: Duration = Duration::from_millis(20);
+
+/// How often names are looked up anew at most, which takes some 4 us for each cgroup: where pods come
+/// and go, the API server has news many times a second.
+const RENAME_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often they are without news: a runtime's file may have come late.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// How often series that are gone are looked through for those that have stayed long enough.
+const FORGET_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often devices are looked up again, to notice those that are gone.
 const DEVICE_CHECK: Duration = Duration::from_secs(10);
@@ -190,6 +203,30 @@ pub(crate) struct Tracked {
     life: Life,
 }
 
+impl Tracked {
+    /// Begins anew under its new labels. What it has counted so far stays with those that it had, which
+    /// others may share: no sum falls.
+    fn leave(&mut self, owner: Arc<Owner>, now: Instant) -> Tracked {
+        let begun = self
+            .samples
+            .iter()
+            .map(|(sample, value)| (sample.clone(), value.zero()));
+        let begun = begun.collect();
+        Tracked {
+            probe: self.probe,
+            labels: Labels {
+                owner,
+                ..self.labels.clone()
+            },
+            samples: std::mem::replace(&mut self.samples, begun),
+            series: self.series,
+            certainty: Certainty::Full,
+            device_known: false,
+            life: Life::Retained(now),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Life {
     /// In the index.
@@ -268,8 +305,12 @@ pub(crate) struct Collector {
     /// Cells that rest though their series lives, on others.
     resting: Vec<(Instant, Series)>,
     names: Arc<Names>,
-    /// Of the names that the labels were made of.
+    /// Of the names that the labels were made of, and since when they are.
     names_version: u64,
+    renamed: Instant,
+    /// Of labels that were left behind, the next one's number.
+    remainders: u64,
+    forgotten: Instant,
     devices: Devices,
     devices_checked: Instant,
     retention: Duration,
@@ -385,6 +426,9 @@ impl Collector {
             series: BTreeMap::new(),
             resting: Vec::new(),
             names_version: names.version(),
+            renamed: Instant::now(),
+            remainders: 0,
+            forgotten: Instant::now(),
             names,
             devices: Devices::new(sysfs),
             devices_checked: Instant::now(),
@@ -406,11 +450,15 @@ impl Collector {
         let mut outcome = Outcome::default();
         // Read before the names are: what comes in meanwhile is taken in by the next collection.
         let version = self.names.version();
-        let renamed = version != self.names_version;
-        self.names_version = version;
+        let asked = now.duration_since(self.renamed);
+        let renamed =
+            asked >= ASK_AGAIN || (asked >= RENAME_INTERVAL && version != self.names_version);
         let gpu = self.collect_gpu(now, renamed, &mut outcome);
         self.collect_series(now, renamed, &mut outcome)?;
         gpu?;
+        if renamed {
+            (self.names_version, self.renamed) = (version, now);
+        }
         Ok(outcome)
     }
 
@@ -418,7 +466,7 @@ impl Collector {
     fn collect_gpu(
         &mut self,
         now: Instant,
-        renamed: bool,
+        due: bool,
         outcome: &mut Outcome,
     ) -> Result<(), GpuError> {
         let Some(GpuProcesses { probe, gpu, totals }) = &mut self.gpu else {
@@ -440,7 +488,11 @@ impl Collector {
         let owner = |workload: Option<Workload>| {
             workload.map_or_else(|| other.clone(), |workload| look.owner(workload))
         };
-        let rested = totals.take_in(processes, owner, renamed, now, &mut probe.sums, outcome);
+        let renames = Renames {
+            due,
+            leave: self.names.labels_are_shared(),
+        };
+        let rested = totals.take_in(processes, owner, renames, now, &mut probe.sums, outcome);
         drop(look);
         self.evicted += totals.forget(now, self.retention, self.retained_max);
         let mut failed = None;
@@ -475,13 +527,19 @@ impl Collector {
         for probe in &mut self.probes {
             self.readings.update(&mut probe.other, &mut probe.sums);
         }
+        let shared = self.names.labels_are_shared();
+        let mut left = Vec::new();
         let mut look = self.names.look();
         for (key, tracked) in &mut self.series {
             let sums = &mut self.probes[tracked.probe].sums;
             let workload = Workload::from(key);
             if renamed || tracked.certainty == Certainty::Unknown {
                 let named = look.owner(workload);
+                let before = Arc::clone(&tracked.labels.owner);
                 named.improve(&mut tracked.labels.owner, &mut tracked.certainty);
+                if shared && before != tracked.labels.owner {
+                    left.push((*key, tracked.leave(before, now)));
+                }
             }
             match tracked.life {
                 Life::Live => {
@@ -512,7 +570,19 @@ impl Collector {
             }
         }
         drop(look);
-        self.forget(now);
+        for (key, tracked) in left {
+            let key = SeriesKey {
+                cgroup_id: self.remainders,
+                hierarchy: REMAINDER,
+                ..key
+            };
+            self.remainders += 1;
+            self.series.insert(key, tracked);
+        }
+        if now.duration_since(self.forgotten) >= FORGET_INTERVAL {
+            self.forgotten = now;
+            self.forget(now);
+        }
         failed = failed.or(self.free_rested(now).err());
         outcome.unfinished |= !self.resting.is_empty();
         failed.map_or(Ok(()), Err)

@@ -197,8 +197,30 @@ pub(crate) struct Later<'a> {
     /// since 6.16 and the stable releases of mid-2025 (its revert of
     /// `CAP_PERFMON` for uprobes), and always where Debian's `kernel.perf_event_paranoid` is 3.
     pub(crate) perf_uprobes: bool,
-    /// Whether container runtimes keep their state in folders that this user may not enter.
-    pub(crate) names: bool,
+    /// The folders of container runtimes.
+    pub(crate) folders: Folders,
+}
+
+/// The folders in which container runtimes keep their state: they are root's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Folders {
+    /// This is root.
+    #[default]
+    Open,
+    /// None is there yet.
+    Absent,
+    /// There are some.
+    Closed,
+}
+
+impl Folders {
+    fn new(rootfs: &Path) -> Self {
+        match (geteuid().is_root(), runtime::is_there(rootfs)) {
+            (true, _) => Self::Open,
+            (false, false) => Self::Absent,
+            (false, true) => Self::Closed,
+        }
+    }
 }
 
 impl<'a> Later<'a> {
@@ -214,8 +236,7 @@ impl<'a> Later<'a> {
             unfinished: unfinished(kernel),
             gpu: gpu.is_some(),
             perf_uprobes: gpu.is_some_and(|gpu| gpu.status.hook != "uprobe_multi"),
-            // They are root's.
-            names: !geteuid().is_root() && runtime::is_there(rootfs),
+            folders: Folders::new(rootfs),
         }
     }
 
@@ -259,7 +280,7 @@ impl<'a> Later<'a> {
                 none,
                 reasons([
                     None,
-                    self.names.then(|| NAMES.to_owned()),
+                    (self.folders != Folders::Open).then(|| NAMES.to_owned()),
                     gpu("opens files in the folders of containers"),
                 ]),
             ),
@@ -305,7 +326,7 @@ pub(crate) fn keep(permitted: CapabilitySet, later: &Later) -> Vec<Kept> {
 /// What is done without, in one line, where a capability is lacking. Probes but that for GPUs do not
 /// start without theirs.
 pub(crate) fn missed(permitted: CapabilitySet, later: &Later) -> Option<String> {
-    let names = (later.names && !permitted.contains(CapabilitySet::DAC_READ_SEARCH)).then(|| {
+    let names = (later.folders == Folders::Closed && !permitted.contains(CapabilitySet::DAC_READ_SEARCH)).then(|| {
         format!(
             "containers that Kubernetes does not tell of go by their ids, for want of CAP_DAC_READ_SEARCH ({NAMES})"
         )
@@ -319,7 +340,7 @@ pub(crate) fn missed(permitted: CapabilitySet, later: &Later) -> Option<String> 
 
 fn missed_by_gpu(permitted: CapabilitySet, later: &Later) -> Option<String> {
     let later = Later {
-        names: false,
+        folders: Folders::Open,
         ..later.clone()
     };
     let missed: Vec<String> = later
@@ -653,7 +674,7 @@ mod tests {
     fn names_of_containers_take_a_capability() {
         let later = Later {
             release: "6.18.0",
-            names: true,
+            folders: Folders::Closed,
             ..Later::default()
         };
         let search = CapabilitySet::DAC_READ_SEARCH;
@@ -662,6 +683,12 @@ mod tests {
             format!("CAP_DAC_READ_SEARCH ({NAMES})")
         );
         assert_eq!(missed(search, &later), None);
+        let absent = Later {
+            folders: Folders::Absent,
+            ..later.clone()
+        };
+        assert_eq!(keep(FULL, &absent), keep(FULL, &later));
+        assert_eq!(missed(CapabilitySet::empty(), &absent), None);
         let alone = missed(CapabilitySet::empty(), &later).unwrap();
         assert_eq!(
             alone,
@@ -669,7 +696,7 @@ mod tests {
              (names of containers are read in the folders of their runtimes)"
         );
         let both = Later {
-            names: true,
+            folders: Folders::Closed,
             ..gpu("6.18.0", false)
         };
         let some = CapabilitySet::BPF.union(CapabilitySet::PERFMON);

@@ -11,7 +11,7 @@ use probes::{
     gpu::{Process, Reading, ReadingValue},
 };
 
-use super::{Labels, Outcome, QUARANTINE, Shown, Totals, Value};
+use super::{Labels, Outcome, QUARANTINE, REMAINDER, Shown, Totals, Value};
 use crate::enrich::names::{Certainty, Named};
 
 /// The process of those that found no place in the table.
@@ -26,6 +26,17 @@ pub(super) struct ProcessTotals {
     /// By their number in the table.
     processes: HashMap<u16, Known>,
     totals: BTreeMap<Key, Total>,
+    /// Of totals that were left behind, the next one's number.
+    remainders: u64,
+}
+
+/// What to do about names that may have changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Renames {
+    /// All are to be asked for again, not only those that are unknown.
+    pub(super) due: bool,
+    /// What was counted stays with the old labels, which others may share.
+    pub(super) leave: bool,
 }
 
 /// What a total is of.
@@ -60,13 +71,13 @@ struct Total {
 
 impl ProcessTotals {
     /// Takes in every process: what each has gained, and what is there now. Gives back those that
-    /// are gone, and whose last values these were. `owner` is asked about every workload again if
-    /// some were `renamed`; `None` are those that found no place.
+    /// are gone, and whose last values these were. `owner` names a workload; `None` are those that
+    /// found no place.
     pub(super) fn take_in(
         &mut self,
         processes: Vec<Process>,
         mut owner: impl FnMut(Option<Workload>) -> Named,
-        renamed: bool,
+        renames: Renames,
         now: Instant,
         sums: &mut [Value],
         outcome: &mut Outcome,
@@ -86,7 +97,7 @@ impl ProcessTotals {
                 None => {}
             }
         }
-        self.name(owner, renamed, outcome);
+        self.name(owner, renames, now, outcome);
         rested
     }
 
@@ -175,20 +186,49 @@ impl ProcessTotals {
     fn name(
         &mut self,
         mut owner: impl FnMut(Option<Workload>) -> Named,
-        renamed: bool,
+        renames: Renames,
+        now: Instant,
         outcome: &mut Outcome,
     ) {
+        let mut left = Vec::new();
         for (key, total) in &mut self.totals {
             let Some(workload) = key.workload else {
                 continue;
             };
-            if renamed || total.certainty == Certainty::Unknown {
+            if renames.due || total.certainty == Certainty::Unknown {
+                let before = total.labels.clone();
                 let named = owner(key.workload);
                 named.improve(&mut total.labels.owner, &mut total.certainty);
+                // A gauge is what is there now, and goes along.
+                let stays = !matches!(total.value, Value::Gauge(_));
+                if renames.leave && stays && before != total.labels {
+                    let begun = total.value.zero();
+                    let value = std::mem::replace(&mut total.value, begun);
+                    left.push((key.clone(), before, value));
+                }
             }
-            if total.certainty == Certainty::Unknown && !outcome.unknown.contains(&workload) {
+            // Of those that ended nobody can tell.
+            let lives = total.touched == now;
+            if total.certainty == Certainty::Unknown
+                && lives
+                && !outcome.unknown.contains(&workload)
+            {
                 outcome.unknown.push(workload);
             }
+        }
+        for (key, labels, value) in left {
+            let workload = Some(Workload {
+                hierarchy: REMAINDER,
+                cgroup_id: self.remainders,
+            });
+            self.remainders += 1;
+            let total = Total {
+                value,
+                labels,
+                certainty: Certainty::Full,
+                touched: now,
+            };
+            self.totals.insert(Key { workload, ..key }, total);
         }
     }
 
@@ -301,7 +341,7 @@ mod tests {
         now: Instant,
         /// The names of cgroups that are known.
         named: Vec<(u64, &'static str)>,
-        renamed: bool,
+        renames: Renames,
         retained_max: usize,
     }
 
@@ -317,7 +357,10 @@ mod tests {
                 ],
                 now: Instant::now(),
                 named: vec![(1, "/job")],
-                renamed: false,
+                renames: Renames {
+                    due: false,
+                    leave: false,
+                },
                 retained_max: 100,
             }
         }
@@ -347,7 +390,7 @@ mod tests {
                     });
                     Named { owner, certainty }
                 },
-                self.renamed,
+                self.renames,
                 self.now,
                 &mut self.sums,
                 &mut outcome,
@@ -616,7 +659,7 @@ mod tests {
             fixture.shown(LAUNCHES),
             [format!("/job train - {kernel} 5")]
         );
-        fixture.renamed = true;
+        fixture.renames.due = true;
         fixture.collect(&[process(1, vec![launches(6)])]);
         assert_eq!(
             fixture.shown(LAUNCHES),
@@ -629,6 +672,46 @@ mod tests {
             fixture.shown(LAUNCHES),
             [format!("/web train - {kernel} 7")]
         );
+    }
+
+    #[test]
+    fn where_labels_are_shared_no_sum_falls() {
+        let mut fixture = Fixture::new();
+        fixture.named = vec![(1, "/job"), (2, "/job")];
+        fixture.renames.leave = true;
+        let second = |count| Process {
+            workload: Workload {
+                hierarchy: 0,
+                cgroup_id: 2,
+            },
+            ..process(2, vec![launches(count), allocated(9)])
+        };
+        let first = |count| process(1, vec![launches(count), allocated(5)]);
+        let sum = |fixture: &Fixture, metric, of: &str| -> u64 {
+            let shown = fixture.totals.shown(metric);
+            let of_name = shown
+                .iter()
+                .filter(|(labels, _, _)| labels.owner.cgroup == of);
+            of_name.map(|(_, _, value)| number(value)).sum()
+        };
+        fixture.collect(&[first(4), second(3)]);
+        assert_eq!(sum(&fixture, LAUNCHES, "/job"), 7);
+        fixture.named[1].1 = "/web";
+        fixture.renames.due = true;
+        fixture.collect(&[first(5), second(5)]);
+        assert_eq!(sum(&fixture, LAUNCHES, "/job"), 5 + 5);
+        assert_eq!(sum(&fixture, LAUNCHES, "/web"), 0);
+        fixture.renames.due = false;
+        fixture.collect(&[first(5), second(6)]);
+        assert_eq!(sum(&fixture, LAUNCHES, "/web"), 1);
+        assert_eq!(sum(&fixture, ALLOCATED, "/job"), 5);
+        assert_eq!(sum(&fixture, ALLOCATED, "/web"), 9);
+        // What was left behind is not asked for, and is the others' in the end.
+        fixture.now += RETENTION;
+        let (_, _, outcome) = fixture.collect(&[first(6), second(6)]);
+        assert_eq!(outcome.unknown, []);
+        assert_eq!(sum(&fixture, LAUNCHES, "/job"), 11);
+        assert_eq!(fixture.shown(LAUNCHES).len(), 2);
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, TryLockError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use probes::{
@@ -26,6 +28,14 @@ use crate::{collect::lock, config::Aggregate};
 /// States of containers that are kept: as many as there are paths of removed cgroups, and as many
 /// again for those that live.
 const STATES_MAX: usize = 4096;
+
+/// States that are read as containers are made, in a second; more are read when they are asked for.
+/// The kubelet starts ten at a time.
+const READ_AHEAD_MAX: u32 = 100;
+
+/// Events that are taken in at once, some thirty times what the ring holds: there must be an end while
+/// others make cgroups as fast as it goes.
+const EVENTS_MAX: usize = 4096;
 
 /// The cgroup of what found no room.
 const OTHER: &str = "other";
@@ -60,6 +70,8 @@ pub(crate) enum Certainty {
     Path,
     /// The pod, and a container without a name.
     Pod,
+    /// All that the runtime's file says: neither labels of the pod nor what owns it.
+    Runtime,
     /// All there is.
     Full,
 }
@@ -75,7 +87,10 @@ impl Named {
     /// Takes the place of what was known before, unless it is less.
     pub(crate) fn improve(self, owner: &mut Arc<Owner>, certainty: &mut Certainty) {
         if self.certainty >= *certainty {
-            (*owner, *certainty) = (self.owner, self.certainty);
+            *certainty = self.certainty;
+            if *owner != self.owner {
+                *owner = self.owner;
+            }
         }
     }
 }
@@ -127,7 +142,7 @@ impl Detail {
 /// Names for cgroups.
 #[derive(Debug)]
 pub(crate) struct Names {
-    // Always locked in this order.
+    // Always locked in this order, states never under events.
     events: Option<Mutex<Events>>,
     states: Mutex<States>,
     cgroups: Mutex<Cgroups>,
@@ -161,7 +176,7 @@ impl Names {
         events.transpose()
     }
 
-    /// Takes in what the kernel has told. Whether a cgroup has gone.
+    /// Takes in what the kernel has told so far. Whether a cgroup has gone.
     ///
     /// What was done in a cgroup comes after the news that it was made: who reads cells first and
     /// calls this then knows the path of every cgroup that it has met.
@@ -169,26 +184,42 @@ impl Names {
         let Some(events) = &self.events else {
             return false;
         };
-        // Held all the while: two who take turns would apply events out of their order.
+        // Held until all is applied: two who take turns would do so out of order.
         let mut events = lock(events);
+        let mut taken = Vec::new();
+        let mut cgroups = loop {
+            let room = EVENTS_MAX.saturating_sub(taken.len());
+            taken.extend(std::iter::from_fn(|| events.take()).take(room));
+            match self.cgroups.try_lock() {
+                Ok(cgroups) => break cgroups,
+                Err(TryLockError::Poisoned(cgroups)) => break cgroups.into_inner(),
+                // Somebody looks all names up, and the ring is small.
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_micros(200)),
+            }
+        };
         let mut removed = false;
-        while let Some(event) = events.take() {
+        let mut made = Vec::new();
+        for event in taken {
             match event {
                 Ok(event) => {
                     let workload = Workload {
                         hierarchy: event.hierarchy,
                         cgroup_id: event.id,
                     };
-                    removed |= event.change == Change::Removed;
-                    let made = event.change != Change::Removed;
-                    let mut cgroups = lock(&self.cgroups);
+                    let is_removed = event.change == Change::Removed;
+                    removed |= is_removed;
                     cgroups.apply(event);
-                    let path = made.then(|| cgroups.path(workload)).flatten();
-                    drop(cgroups);
-                    self.read_state_of(path.as_deref().unwrap_or_default());
+                    if !is_removed {
+                        made.extend(cgroups.path(workload));
+                    }
                 }
                 Err(error) => tracing::error!(%error),
             }
+        }
+        drop(cgroups);
+        drop(events);
+        for path in made {
+            self.read_state_of(&path);
         }
         removed
     }
@@ -203,7 +234,10 @@ impl Names {
         }) = last
             && end == path.len()
         {
-            lock(&self.states).of(&self.rootfs, runtime, &id);
+            let mut states = lock(&self.states);
+            if states.may_read_ahead(Instant::now()) {
+                states.of(&self.rootfs, runtime, &id);
+            }
         }
     }
 
@@ -223,6 +257,12 @@ impl Names {
         self.pods.as_ref().map_or(0, |watch| watch.pods().version())
     }
 
+    /// Whether workloads share labels by design, so that one that is renamed must not take along what
+    /// the labels have counted.
+    pub(crate) fn labels_are_shared(&self) -> bool {
+        self.detail.aggregate != Aggregate::Container
+    }
+
     /// The watch of pods, where there is one.
     pub(crate) fn watch(&self) -> Option<&Watch> {
         self.pods.as_deref()
@@ -231,6 +271,7 @@ impl Names {
     /// To look several names up.
     pub(crate) fn look(&self) -> Look<'_> {
         Look {
+            last: None,
             states: lock(&self.states),
             cgroups: lock(&self.cgroups),
             pods: self.pods.as_ref().map(|watch| watch.pods()),
@@ -249,6 +290,8 @@ impl Names {
 
 /// All names, held for a moment.
 pub(crate) struct Look<'n> {
+    /// The last answer: the series of a cgroup are asked for one after the other.
+    last: Option<(Workload, Named)>,
     states: MutexGuard<'n, States>,
     cgroups: MutexGuard<'n, Cgroups>,
     pods: Option<MutexGuard<'n, Pods>>,
@@ -263,6 +306,17 @@ impl Look<'_> {
 
     /// Whose a workload is, as far as that is known now.
     pub(crate) fn owner(&mut self, workload: Workload) -> Named {
+        if let Some((of, named)) = &self.last
+            && *of == workload
+        {
+            return named.clone();
+        }
+        let named = self.find(workload);
+        self.last = Some((workload, named.clone()));
+        named
+    }
+
+    fn find(&mut self, workload: Workload) -> Named {
         // A cgroup that went before anybody learned its name has none that begins with a slash.
         let path = self.cgroups.path(workload);
         let Some(path) = path.filter(|path| path.starts_with('/')) else {
@@ -289,11 +343,14 @@ impl Look<'_> {
 struct Found<'p> {
     levels: Vec<Level<'p>>,
     pod: Option<Arc<PodNames>>,
+    /// Where the path of that pod ends.
+    pod_end: usize,
     container: String,
 }
 
-/// Looks for the innermost container that belongs to a pod, from within outwards: a container of
-/// Docker in a pod is nobody's that Kubernetes knows, and its pod is that of the one around it.
+/// Looks for the pod and its container from the outside inwards. What runs in a container may make
+/// cgroups of its own there, called as it likes, and is its pod's all the same; so is Docker in a pod.
+/// A pod in a node of kind is found within that node's container, which is in no pod.
 fn find<'p>(
     path: &'p str,
     pods: Option<&Pods>,
@@ -301,52 +358,88 @@ fn find<'p>(
 ) -> (Found<'p>, Certainty) {
     let levels = container::levels(path);
     let mut found = Found::default();
-    let mut container: Option<(String, Certainty)> = None;
-    let mut unnamed_pod = false;
-    for level in levels.iter().rev() {
+    let mut certainty = Certainty::Full;
+    // The UID of a pod around of which the API server has not told.
+    let mut untold: Option<&str> = None;
+    for level in &levels {
         match &level.kind {
-            Kind::Container { runtime, id } => {
-                if let Some((pod, name)) = pods.and_then(|pods| pods.by_container(id)) {
-                    found.pod = Some(pod);
-                    container = Some((name.to_string(), Certainty::Full));
-                    break;
-                }
-                let state = state(*runtime, id);
-                if let Some(of) = state.as_deref().and_then(|state| state.pod.as_ref()) {
-                    let known = pods.and_then(|pods| pods.by_uid(&of.uid));
-                    found.pod = known.or_else(|| Some(Arc::new(of_state(of))));
-                    let name = state.and_then(|state| state.name.clone());
-                    container = Some((name.unwrap_or_default(), Certainty::Full));
-                    break;
-                }
-                let named = || match state.as_deref() {
-                    Some(State { sandbox: true, .. }) => (String::new(), Certainty::Full),
-                    Some(State {
-                        name: Some(name), ..
-                    }) => (name.clone(), Certainty::Full),
-                    _ if runtime.goes_by_names() => (id.to_string(), Certainty::Full),
-                    _ => (id.to_string(), Certainty::Path),
-                };
-                container.get_or_insert_with(named);
+            Kind::Unit { .. } => {}
+            // Users call their cgroups what they like: nothing is looked up by those names.
+            Kind::User { .. } => {
+                let mut within = levels.iter().rev();
+                let id = within.find_map(|level| match &level.kind {
+                    Kind::Container { id, .. } => Some(id.to_string()),
+                    _ => None,
+                });
+                found.container = id.unwrap_or_default();
+                certainty = Certainty::Full;
+                break;
             }
             Kind::Pod { uid } => {
                 found.pod = pods.and_then(|pods| pods.by_uid(uid));
+                found.pod_end = level.end;
                 if found.pod.is_some() {
+                    found.container.clear();
+                    certainty = Certainty::Full;
+                } else {
+                    untold = Some(uid);
+                    certainty = Certainty::Path;
+                }
+            }
+            Kind::Container { runtime, id } => {
+                // Where a pod is around, the container must be that one's.
+                let around = found.pod.as_deref().map(|pod| pod.uid.to_string());
+                let around = around.as_deref().or(untold);
+                let fits = |uid: &str| around.is_none_or(|around| around == uid);
+                let pod_end = around.map_or(level.end, |_| found.pod_end);
+                if let Some((pod, name)) = pods.and_then(|pods| pods.by_container(id))
+                    && fits(&pod.uid)
+                {
+                    (found.pod, found.pod_end) = (Some(pod), pod_end);
+                    found.container = name.to_string();
+                    certainty = Certainty::Full;
                     break;
                 }
-                unnamed_pod = true;
+                let state = state(*runtime, id);
+                let name = state.as_deref().and_then(|state| {
+                    let unnamed = state.sandbox.then(String::new);
+                    unnamed.or_else(|| state.name.clone())
+                });
+                if found.pod.is_some() {
+                    (found.container, certainty) = match name {
+                        Some(name) => (name, Certainty::Full),
+                        None => (id.to_string(), Certainty::Pod),
+                    };
+                    break;
+                }
+                if let Some(of) = state.as_deref().and_then(|state| state.pod.as_ref())
+                    && fits(&of.uid)
+                {
+                    let told = pods.and_then(|pods| pods.by_uid(&of.uid));
+                    certainty = match told {
+                        Some(_) => Certainty::Full,
+                        None => Certainty::Runtime,
+                    };
+                    found.pod = told.or_else(|| Some(Arc::new(of_state(of))));
+                    found.pod_end = pod_end;
+                    found.container = name.unwrap_or_default();
+                    break;
+                }
+                // In Kubernetes, a container's name says little without its pod's.
+                let in_kubernetes = state.as_deref().is_some_and(|state| state.pod.is_some());
+                let name = name
+                    .filter(|_| !in_kubernetes)
+                    .or_else(|| runtime.goes_by_names().then(|| id.to_string()));
+                // A name is better than an id, and of ids the innermost, which is who runs there.
+                if let Some(name) = name {
+                    (found.container, certainty) = (name, Certainty::Full);
+                } else if found.container.is_empty() || certainty == Certainty::Path {
+                    (found.container, certainty) = (id.to_string(), Certainty::Path);
+                }
             }
-            Kind::Unit { .. } | Kind::User { .. } => {}
         }
     }
-    let (name, certainty) = container.unwrap_or((String::new(), Certainty::Full));
-    found.container = name;
     found.levels = levels;
-    let certainty = match certainty {
-        Certainty::Full if found.pod.is_none() && unnamed_pod => Certainty::Path,
-        Certainty::Path if found.pod.is_some() => Certainty::Pod,
-        certainty => certainty,
-    };
     (found, certainty)
 }
 
@@ -368,18 +461,27 @@ impl Found<'_> {
     /// The labels, with what is not to be told apart left out.
     fn labels(self, path: &str, detail: Detail) -> Owner {
         let aggregate = detail.aggregate;
+        let up_to = |level: &Level| path[..level.end].to_owned();
         let innermost = |wanted: fn(&Kind) -> bool| {
             let mut levels = self.levels.iter().rev();
-            let level = levels.find(|level| wanted(&level.kind))?;
-            Some(path[..level.end].to_owned())
+            levels.find(|level| wanted(&level.kind)).map(up_to)
+        };
+        let outermost = |wanted: fn(&Kind) -> bool| {
+            let mut levels = self.levels.iter();
+            levels.find(|level| wanted(&level.kind)).map(up_to)
         };
         let container = innermost(|kind| matches!(kind, Kind::Container { .. }));
-        let innermost_pod = innermost(|kind| matches!(kind, Kind::Pod { .. }));
-        // What is no pod is told apart as finely as a pod is: by container, service or user.
+        let innermost_pod = match self.pod {
+            Some(_) => Some(path[..self.pod_end].to_owned()),
+            None => innermost(|kind| matches!(kind, Kind::Pod { .. })),
+        };
+        // What is no pod is told apart as finely as a pod is: by container, user or service, and not
+        // by the many units of each user's.
         let pod = || {
             let pod = innermost_pod.clone();
             pod.or_else(|| container.clone())
-                .or_else(|| innermost(|kind| matches!(kind, Kind::Unit { .. } | Kind::User { .. })))
+                .or_else(|| outermost(|kind| matches!(kind, Kind::User { .. })))
+                .or_else(|| outermost(|kind| matches!(kind, Kind::Unit { .. })))
                 .unwrap_or_else(|| path.to_owned())
         };
         let mut owner = detail.bare(match aggregate {
@@ -415,27 +517,29 @@ impl Found<'_> {
     /// What runs outside of any pod that is known by name: a pod by its UID, a container, a service or
     /// a user's processes.
     fn host_workload(self) -> [String; 2] {
-        let innermost = |name: fn(&Kind) -> Option<(&'static str, String)>| {
-            self.levels.iter().rev().find_map(|level| name(&level.kind))
-        };
-        let container = || {
-            let within = |kind: &Kind| matches!(kind, Kind::Container { .. });
-            let any = self.levels.iter().any(|level| within(&level.kind));
-            any.then(|| ("Container", self.container.clone()))
-        };
-        let (kind, name) = innermost(|kind| match kind {
+        let name_of = |level: &Level| match &level.kind {
+            Kind::Unit { name } => Some(("Unit", (*name).to_owned())),
+            Kind::User { uid } => Some(("User", uid.to_string())),
             Kind::Pod { uid } => Some(("Pod", uid.to_string())),
-            _ => None,
-        })
-        .or_else(container)
-        .or_else(|| {
-            innermost(|kind| match kind {
-                Kind::Unit { name } => Some(("Unit", (*name).to_owned())),
-                Kind::User { uid } => Some(("User", uid.to_string())),
-                _ => None,
-            })
-        })
-        .unwrap_or_default();
+            Kind::Container { .. } => None,
+        };
+        let is = |wanted: fn(&Kind) -> bool| move |level: &&Level| wanted(&level.kind);
+        let (pod, user) = (
+            is(|kind| matches!(kind, Kind::Pod { .. })),
+            is(|kind| matches!(kind, Kind::User { .. })),
+        );
+        let mut containers = self.levels.iter();
+        let in_container = containers.any(|level| matches!(level.kind, Kind::Container { .. }));
+        let (kind, name) = self
+            .levels
+            .iter()
+            .rev()
+            .find(pod)
+            .and_then(name_of)
+            .or_else(|| in_container.then(|| ("Container", self.container.clone())))
+            .or_else(|| self.levels.iter().find(user).and_then(name_of))
+            .or_else(|| self.levels.iter().find_map(name_of))
+            .unwrap_or_default();
         [kind.to_owned(), name]
     }
 }
@@ -446,9 +550,21 @@ impl Found<'_> {
 struct States {
     by_id: HashMap<Box<str>, Arc<State>>,
     order: VecDeque<Box<str>>,
+    /// Since when, and how many were read ahead since.
+    ahead: Option<(Instant, u32)>,
 }
 
 impl States {
+    /// Anybody may make cgroups that are called like containers, as fast as it goes.
+    fn may_read_ahead(&mut self, now: Instant) -> bool {
+        let (since, count) = self.ahead.get_or_insert((now, 0));
+        if now.duration_since(*since) >= Duration::from_secs(1) {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        *count <= READ_AHEAD_MAX
+    }
+
     fn of(&mut self, rootfs: &std::path::Path, runtime: Runtime, id: &str) -> Option<Arc<State>> {
         if let Some(state) = self.by_id.get(id) {
             return Some(Arc::clone(state));
@@ -498,8 +614,8 @@ mod tests {
         format!("/kubepods/burstable/pod{UID}/{id}")
     }
 
-    fn pods() -> Pods {
-        let web = json!({
+    fn web() -> serde_json::Value {
+        json!({
             "metadata": {
                 "namespace": "shop", "name": "web-7c9d-x2v9k", "uid": UID,
                 "labels": {"app": "web", "pod-template-hash": "7c9d"},
@@ -508,8 +624,11 @@ mod tests {
             "status": {"containerStatuses": [
                 {"name": "nginx", "containerID": format!("containerd://{}", id('a'))},
             ]},
-        });
-        Pods::of(&["app"], &[web])
+        })
+    }
+
+    fn pods() -> Pods {
+        Pods::of(&["app"], &[web()])
     }
 
     /// The labels and how certain they are, as
@@ -613,17 +732,21 @@ mod tests {
 
     #[test]
     fn without_the_api_server_the_runtime_names_the_pod() {
-        let path = in_pod(&id('c'));
+        const OTHER: &str = "9a1b2c3d-4e5f-4a6b-8c7d-000000000009";
+        let path = format!("/kubepods/burstable/pod{OTHER}/{}", id('c'));
         let told = |pods: Option<&Pods>, aggregate| {
             told(&path, pods, aggregate, |_| {
-                Some(in_kubernetes("main", "another"))
+                Some(in_kubernetes("main", OTHER))
             })
         };
-        let expected = format!("jobs job-1 main {path}|| Full");
+        let expected = format!("jobs job-1 main {path}|| Runtime");
         assert_eq!(told(None, Aggregate::Container), expected);
         assert_eq!(told(Some(&pods()), Aggregate::Container), expected);
         // What owns the pod, the runtime does not know.
-        assert_eq!(told(None, Aggregate::Workload), "jobs   |Pod job-1| Full");
+        assert_eq!(
+            told(None, Aggregate::Workload),
+            "jobs   |Pod job-1| Runtime"
+        );
     }
 
     #[test]
@@ -693,6 +816,51 @@ mod tests {
     }
 
     #[test]
+    fn nobody_takes_the_name_of_anothers_pod() {
+        let scope = format!("cri-containerd-{}.scope", id('a'));
+        // A user's own cgroups.
+        let user = "/user.slice/user-7.slice/user@7.service";
+        let path = format!("{user}/kubepods.slice/kubepods-pod1.slice/{scope}");
+        let claims = |_: &str| Some(in_kubernetes("nginx", UID));
+        assert_eq!(
+            by_container(&path, claims),
+            format!("  {} {path}|| Full", id('a'))
+        );
+        assert_eq!(
+            told(&path, Some(&pods()), Aggregate::Workload, claims),
+            format!("   {path}|Container {}| Full", id('a'))
+        );
+        // Those of a container in another pod.
+        let other = json!({
+            "metadata": {"namespace": "evil", "name": "other", "uid": "5a1b2c3d-4e5f-4a6b-8c7d-000000000005"},
+            "status": {"containerStatuses": [
+                {"name": "own", "containerID": format!("containerd://{}", id('c'))},
+            ]},
+        });
+        let own = format!(
+            "/kubepods/burstable/pod5a1b2c3d-4e5f-4a6b-8c7d-000000000005/{}",
+            id('c')
+        );
+        let pods = Pods::of(&["app"], &[other, web()]);
+        for within in [in_pod(&id('a')), format!("/{scope}")] {
+            let path = format!("{own}{within}");
+            assert_eq!(
+                told(&path, Some(&pods), Aggregate::Container, nothing),
+                format!("evil other own {path}|| Full")
+            );
+        }
+        // A container in a pod that is not its own.
+        let path = format!(
+            "/kubepods/burstable/pod9a1b2c3d-4e5f-4a6b-8c7d-000000000009/{}",
+            id('a')
+        );
+        assert_eq!(
+            told(&path, Some(&pods), Aggregate::Container, claims),
+            format!("  {} {path}|| Path", id('a'))
+        );
+    }
+
+    #[test]
     fn pods_services_and_users_are_told_apart_likewise() {
         for (path, aggregate, expected) in [
             (
@@ -751,6 +919,7 @@ mod tests {
             ("d", Certainty::Full, "d"),
             ("e", Certainty::Pod, "d"),
             ("f", Certainty::Full, "f"),
+            ("g", Certainty::Runtime, "f"),
         ] {
             let newer = Named {
                 owner: owner(newer),

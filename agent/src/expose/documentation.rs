@@ -88,10 +88,11 @@ fn workloads() -> String {
          - `cgroup=\"other\"`, and `device=\"other\"`, hold what happened while no cell was free: see \
          `--series.max` and `sentry_series_overflow_total`. With `process=\"other\"` they hold the \
          processes that found no place among those of `gpu`. The sum over all cgroups is complete.\n\
-         - `cgroup=\"unknown:HIERARCHY:ID\"` is a cgroup whose name is not known, mostly since it was gone too soon.\n\
+         - `cgroup=\"unknown:HIERARCHY:ID\"` is a cgroup whose name is not known, mostly since it was gone too soon; with `--aggregate-by pod` and `workload` all of them are `cgroup=\"unknown\"`.\n\
          - Names of pods come from one watch of this node's pods (`--kubernetes.node`), those of containers from there too, \
          and from the state files of containerd, CRI-O, Docker and Podman beneath `--path.rootfs`, which also name the pod where the \
-         API server has not yet told of it. A series whose names become known later is shown under the new ones from then on, with all that it has counted.\n\
+         API server has not yet told of it. A series whose names become known or change later is shown under the new ones from then on, with all that it has counted; \
+         where labels are shared (`--aggregate-by` other than `container`) only with what it counts from then on, so that no sum falls.\n\
          - A series stays for `--series.retention` after its cgroup, or of `gpu` its last process, is gone, then it is dropped. \
          A gauge is 0 meanwhile.\n\
          - A series appears with its first event. A probe that does not run has no metrics: look at \
@@ -109,7 +110,7 @@ fn workloads() -> String {
                 ["`pod`", "Name of the pod; empty outside of pods"],
                 [
                     "`container`",
-                    "Name of the container in its pod, or that its runtime has for it, else its id; empty outside of containers, and of a pod's own sandbox"
+                    "Name of the container in its pod, or that its runtime has for it, else its id; empty outside of containers, and of a pod's sandbox where its runtime's files can be read"
                 ],
                 [
                     "`cgroup`",
@@ -402,15 +403,19 @@ fn cardinality() -> String {
                 ["`container`", "container, and cgroup outside of containers", ""],
                 [
                     "`pod`",
-                    "pod; outside of pods container, systemd unit or user's slice",
+                    "pod; outside of pods container, user or service of systemd",
                     "`container` of pods; `cgroup` is that of the pod",
                 ],
                 [
                     "`workload`",
-                    "Deployment, StatefulSet, DaemonSet, Job, CronJob or other controller of pods, or pod without one; outside of pods container, unit or user, as `workload_kind` `Container`, `Unit` and `User`",
+                    "Deployment, StatefulSet, DaemonSet, Job, CronJob or other controller of pods, or pod without one; outside of pods container, user or service, as `workload_kind` `Container`, `User` and `Unit`",
                     "`pod`, `container`; `cgroup` of pods",
                 ],
-                ["`node`", "the whole node", "all"],
+                [
+                    "`node`",
+                    "the whole node",
+                    "all, but `cgroup=\"other\"` of what found no room",
+                ],
             ]
             .map(|row| row.map(str::to_owned).to_vec()),
         ),

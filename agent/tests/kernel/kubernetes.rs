@@ -393,6 +393,49 @@ fn assert_by_workload(scrape: &Exposition, residents: &[Resident]) {
     }
 }
 
+/// A pod of cart's Deployment, and its container's cgroup.
+fn pod_of_cart(node: &Node, number: u64) -> (Pod, Seat) {
+    let pod = Pod::new(
+        NAME,
+        "shop",
+        &format!("cart-5d9c7b8f6d-{number}"),
+        &uid(number),
+    )
+    .owned_by("ReplicaSet", "cart-5d9c7b8f6d")
+    .labelled("pod-template-hash", "5d9c7b8f6d")
+    .labelled("app", "cart")
+    .with("cart", &format!("containerd://{}", id(number)));
+    let slice = slice("besteffort", number);
+    let seat = node.cgroup(&format!("{slice}/cri-containerd-{}.scope", id(number)));
+    (pod, seat)
+}
+
+/// Replaces the pod of cart's Deployment, which has counted 7, and gives another one a new label.
+fn assert_no_sum_of_cart_falls(node: &Node, workloads: &Agent, old: &Seat, to: &str) {
+    let of_team = |team: &str| {
+        let found = connects_by(&workloads.scrape(), &["workload", "label_team"]);
+        let labels = ["cart", team].map(str::to_owned).to_vec();
+        found.get(&labels).copied().unwrap_or_default()
+    };
+    let (again, seat) = pod_of_cart(node, 30);
+    node.announce(workloads, &again);
+    seat.run(&format!("{to} --count 100"));
+    assert_eq!(of_team(""), 107);
+    // A pod of the same owner takes the counts over of one that is gone and, after a second, forgotten.
+    node.remove(old);
+    hold(Duration::from_secs(4), || assert_eq!(of_team(""), 107));
+    // One that is relabelled takes nothing along that others share.
+    let (other, seat) = pod_of_cart(node, 31);
+    node.announce(workloads, &other);
+    seat.run(&format!("{to} --count 5"));
+    assert_eq!(of_team(""), 112);
+    node.api.apply(&other.labelled("team", "new"));
+    hold(Duration::from_secs(4), || assert_eq!(of_team(""), 112));
+    assert_eq!(of_team("new"), 0);
+    seat.run(&format!("{to} --count 10"));
+    assert_eq!((of_team(""), of_team("new")), (112, 10));
+}
+
 #[test]
 fn what_is_told_apart_less_finely_adds_up() {
     turn!("what_is_told_apart_less_finely_adds_up");
@@ -428,27 +471,7 @@ fn what_is_told_apart_less_finely_adds_up() {
     let before = whole(&nodes);
     assert!(before >= all, "{before} of {all}");
 
-    // A new pod of the same owner takes the counts over of one that is gone and forgotten.
-    let again = Pod::new(NAME, "shop", "cart-5d9c7b8f6d-7h4tq", &uid(30))
-        .owned_by("ReplicaSet", "cart-5d9c7b8f6d")
-        .labelled("pod-template-hash", "5d9c7b8f6d")
-        .labelled("app", "cart")
-        .with("cart", &format!("containerd://{}", id(30)));
-    node.announce(&workloads, &again);
-    let seat = node.cgroup(&format!(
-        "{}/cri-containerd-{}.scope",
-        slice("besteffort", 30),
-        id(30)
-    ));
-    seat.run(&format!("{to} --count 100"));
-    let of_cart = || {
-        let found = connects_by(&workloads.scrape(), &["workload"]);
-        found[&vec!["cart".to_owned()]]
-    };
-    assert_eq!(of_cart(), 107);
-    node.remove(&residents[4].seat);
-    // Longer than it takes to forget it, all the while not falling.
-    hold(Duration::from_secs(4), || assert_eq!(of_cart(), 107));
+    assert_no_sum_of_cart_falls(&node, &workloads, &residents[4].seat, &to);
     assert!(whole(&nodes) >= before + 100);
     for agent in [pods, workloads, nodes] {
         agent.stop();

@@ -82,15 +82,24 @@ impl Access {
 async fn from_kubeconfig(path: &Path) -> Result<Config, Error> {
     let refused = |error| Error::access(path, &error);
     let file = Kubeconfig::read_from(path).map_err(refused)?;
-    let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(file, &options);
-    let mut config = config.await.map_err(refused)?;
-    if config.proxy_url.is_some() {
+    let clusters = file
+        .clusters
+        .iter()
+        .filter_map(|named| named.cluster.as_ref());
+    if clusters
+        .into_iter()
+        .any(|cluster| cluster.proxy_url.is_some())
+    {
         return Err(Error::Access {
             path: path.to_owned(),
             reason: "proxy-url is not supported".to_owned(),
         });
     }
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(file, &options);
+    let mut config = config.await.map_err(refused)?;
+    // Else it would be the environment's, which may be meant for others.
+    config.proxy_url = None;
     // Else the system's authorities are looked for, and an image of nothing but the agent has none.
     if config.cluster_url.scheme_str() == Some("http") {
         config.root_cert.get_or_insert_default();

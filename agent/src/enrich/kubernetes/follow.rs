@@ -24,7 +24,7 @@ use super::{
 
 const PATH: &str = "/api/v1/pods";
 
-/// A watch that ends so soon, without an event, has failed.
+/// A watch that ends so soon has failed.
 const TOO_SHORT: Duration = Duration::from_secs(1);
 
 /// How patient the watch is.
@@ -152,8 +152,9 @@ impl Follower {
                 let pods = self.watch.pods().len();
                 tracing::info!(node = self.node, pods, "pods are followed");
             }
-            let eventful = self.events(body, &mut progress.version)?;
-            if !eventful && opened.elapsed() < TOO_SHORT {
+            self.events(body, &mut progress.version)?;
+            // Whatever it has told: else a server that ends each would be asked without a pause.
+            if opened.elapsed() < TOO_SHORT {
                 return Err(Failure::new(Reason::Other, "the watch ended at once"));
             }
             progress.opened = None;
@@ -189,8 +190,7 @@ impl Follower {
     }
 
     /// Takes in what a watch tells until it ends as it should; false when that was nothing.
-    fn events(&self, body: impl Read, version: &mut Option<String>) -> Result<bool, Failure> {
-        let mut eventful = false;
+    fn events(&self, body: impl Read, version: &mut Option<String>) -> Result<(), Failure> {
         for event in serde_json::Deserializer::from_reader(body).into_iter() {
             let now = Instant::now();
             let seen = match event.map_err(|error| Failure::of_body(&error))? {
@@ -215,9 +215,8 @@ impl Follower {
             if !seen.is_empty() {
                 *version = Some(seen);
             }
-            eventful = true;
         }
-        Ok(eventful)
+        Ok(())
     }
 }
 

@@ -14,7 +14,10 @@ mod tests;
 use std::{
     env, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, Weak, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -83,6 +86,10 @@ impl Error {
         !matches!(self, Self::Start(_))
     }
 }
+
+/// How long the start waits to learn whether what says how to reach the API server can be used: a
+/// kubeconfig may name a program that gives credentials.
+const CHECK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How the watch is, as metrics show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,25 +175,35 @@ fn start_with(
             errors: [0; Reason::ALL.len()],
         }),
     });
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.spawn(forget(Arc::downgrade(&watch), retention));
-    let follower = Follower::new(runtime, Arc::clone(&watch), node, access, timing);
     let (first, outcome) = mpsc::sync_channel(1);
+    let shared = Arc::clone(&watch);
     thread::Builder::new()
         .name("kubernetes".to_owned())
         .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = first.send(Err(error.into()));
+                    return;
+                }
+            };
+            runtime.spawn(forget(Arc::downgrade(&shared), retention));
+            let follower = Follower::new(runtime, shared, node, access, timing);
             let usable = follower.check();
             let starts = usable.is_ok();
-            if first.send(usable).is_ok() && starts {
+            // Who waits no longer has gone on without, and this tries again.
+            if first.send(usable).is_err() || starts {
                 follower.follow();
             }
         })?;
-    outcome
-        .recv()
-        .map_err(|_| io::Error::other("its thread has ended"))?
-        .map(|()| watch)
+    match outcome.recv_timeout(CHECK_PATIENCE) {
+        Ok(usable) => usable.map(|()| watch),
+        Err(RecvTimeoutError::Timeout) => Ok(watch),
+        Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("its thread has ended").into()),
+    }
 }
 
 /// Forgets deleted pods in time, whether there is news or not.

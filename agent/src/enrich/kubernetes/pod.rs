@@ -44,6 +44,9 @@ struct Annotations {
     /// know, while `metadata.uid` is that of its mirror in the API.
     #[serde(rename = "kubernetes.io/config.hash")]
     config_hash: Option<String>,
+    /// The same, from the kubelet; anybody may write the other.
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    config_mirror: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,9 +113,14 @@ impl Workload {
 }
 
 impl Pod {
-    /// The UID by which the cgroups of a static pod know it.
+    /// The UID by which the cgroups of a static pod know it; only of what has all the marks of the
+    /// mirror that a kubelet makes.
     pub(super) fn config_hash(&self) -> Option<&str> {
-        self.metadata.annotations.as_ref()?.config_hash.as_deref()
+        let annotations = self.metadata.annotations.as_ref()?;
+        let hash = annotations.config_hash.as_deref()?;
+        let is_mirror = annotations.config_mirror.as_deref() == Some(hash)
+            && self.controller().is_some_and(|owner| owner.kind == "Node");
+        is_mirror.then_some(hash)
     }
 
     /// The values of these labels, in their order, empty where the pod has none.
@@ -156,12 +164,16 @@ impl Pod {
         .filter(|(id, _)| !id.is_empty())
     }
 
+    fn controller(&self) -> Option<&Owner> {
+        let owners = self.metadata.owner_references.as_deref()?;
+        owners.iter().find(|owner| owner.controller == Some(true))
+    }
+
     /// What the pod belongs to, by its controller and the conventions of names: a `Deployment` owns
     /// its pods through a `ReplicaSet`, and a `CronJob` through a `Job`.
     pub(super) fn workload(&self) -> Workload {
         let metadata = &self.metadata;
-        let owners = metadata.owner_references.as_deref().unwrap_or_default();
-        let Some(owner) = owners.iter().find(|owner| owner.controller == Some(true)) else {
+        let Some(owner) = self.controller() else {
             return Workload::new("Pod", &metadata.name);
         };
         let without_hash = |label| {

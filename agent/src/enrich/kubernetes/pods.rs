@@ -114,6 +114,10 @@ impl Pods {
         if pod.metadata.uid.is_empty() {
             return;
         }
+        let config_hash = pod
+            .config_hash()
+            .filter(|hash| !self.is_anothers(hash, pod));
+        let config_hash: Option<Box<str>> = config_hash.map(Box::from);
         let known = self.by_uid.get_mut(pod.metadata.uid.as_str());
         let uid = known.as_ref().map_or_else(
             || Arc::from(pod.metadata.uid.as_str()),
@@ -135,7 +139,6 @@ impl Pods {
                 mentioned.push(id);
             }
         }
-        let config_hash: Option<Box<str>> = pod.config_hash().map(Box::from);
         let hash_before = known.as_ref().and_then(|entry| entry.config_hash.as_ref());
         if let Some(before) = hash_before.filter(|before| Some(*before) != config_hash.as_ref())
             && self.by_config_hash.get(before) == Some(&uid)
@@ -184,6 +187,18 @@ impl Pods {
         }
         self.version += u64::from(changed);
         self.forget(now);
+    }
+
+    /// Whether a static pod's UID is that of another pod that is there; the same one may have a new
+    /// mirror.
+    fn is_anothers(&self, hash: &str, pod: &Pod) -> bool {
+        let of = self.by_config_hash.get(hash);
+        let entry = of.and_then(|of| self.by_uid.get(of));
+        entry.is_some_and(|Entry { names, gone, .. }| {
+            let metadata = &pod.metadata;
+            let same = names.namespace == metadata.namespace && names.name == metadata.name;
+            gone.is_none() && !same
+        })
     }
 
     /// Notes that a pod has this container; true when that was not known.
@@ -316,7 +331,8 @@ mod tests {
     fn mirror(uid: &str) -> Pod {
         serde_json::from_str(&format!(
             r#"{{"metadata": {{"namespace": "kube-system", "name": "etcd-1", "uid": "{uid}",
-                "annotations": {{"kubernetes.io/config.hash": "hash"}}}},
+                "annotations": {{"kubernetes.io/config.hash": "hash", "kubernetes.io/config.mirror": "hash"}},
+                "ownerReferences": [{{"kind": "Node", "name": "node-1", "controller": true}}]}},
                 "status": {{"containerStatuses": [{{"name": "etcd", "containerID": "containerd://ee"}}]}}}}"#
         ))
         .unwrap()
@@ -484,6 +500,31 @@ mod tests {
         pods.forget(start + 2 * RETENTION);
         assert_eq!(pods.by_uid("hash"), None);
         assert_eq!(pods.by_config_hash.len(), 0);
+    }
+
+    #[test]
+    fn no_pod_takes_anothers_cgroups() {
+        let now = Instant::now();
+        let claiming = |marks: &str| -> Pod {
+            let json = format!(
+                r#"{{"metadata": {{"namespace": "evil", "name": "p", "uid": "e1", "annotations": {{
+                    "kubernetes.io/config.hash": "hash"{marks}}}}}"#
+            );
+            serde_json::from_str(&format!("{json}}}")).unwrap()
+        };
+        let mirror_mark = r#", "kubernetes.io/config.mirror": "hash""#;
+        let mut pods = pods();
+        for marks in ["", mirror_mark] {
+            pods.apply(&claiming(marks), now);
+            assert_eq!(pods.by_uid("hash"), None, "{marks}");
+        }
+        pods.apply(&mirror("u1"), now);
+        let mut forged = mirror("e2");
+        forged.metadata.namespace = "evil".to_owned();
+        pods.apply(&forged, now);
+        assert_eq!(pods.by_uid("hash").unwrap().namespace, "kube-system");
+        pods.remove("e2", now);
+        assert_eq!(pods.by_uid("hash").unwrap().namespace, "kube-system");
     }
 
     #[test]
