@@ -204,6 +204,7 @@ enum Life {
 #[derive(Debug)]
 struct Readings {
     cells: Cells,
+    /// Up to the highest cell that was ever read: a ceiling may be far above what is used.
     histograms: Vec<Histogram>,
     counters: Vec<u64>,
     scratch: Histogram,
@@ -213,7 +214,7 @@ struct Readings {
 impl Readings {
     fn new(cells: Cells) -> Self {
         Self {
-            histograms: vec![Histogram::default(); usize::from(cells.histogram_count)],
+            histograms: Vec::new(),
             counters: vec![0; cells.counter_count as usize],
             cells,
             scratch: Histogram::default(),
@@ -230,7 +231,11 @@ impl Readings {
 
     fn histogram(&mut self, cell: u16) -> &Totals {
         self.cells.read_histogram(cell, &mut self.scratch);
-        let last = &mut self.histograms[usize::from(cell)];
+        let place = usize::from(cell);
+        if place >= self.histograms.len() {
+            self.histograms.resize(place + 1, Histogram::default());
+        }
+        let last = &mut self.histograms[place];
         self.delta.between(last, &self.scratch);
         std::mem::swap(last, &mut self.scratch);
         &self.delta

@@ -60,6 +60,8 @@ pub(crate) enum Certainty {
     Path,
     /// The pod, and a container without a name.
     Pod,
+    /// All that the runtime's file says: neither labels of the pod nor what owns it.
+    Runtime,
     /// All there is.
     Full,
 }
@@ -75,7 +77,10 @@ impl Named {
     /// Takes the place of what was known before, unless it is less.
     pub(crate) fn improve(self, owner: &mut Arc<Owner>, certainty: &mut Certainty) {
         if self.certainty >= *certainty {
-            (*owner, *certainty) = (self.owner, self.certainty);
+            *certainty = self.certainty;
+            if *owner != self.owner {
+                *owner = self.owner;
+            }
         }
     }
 }
@@ -304,9 +309,13 @@ fn find<'p>(
                 let state = state(*runtime, id);
                 if let Some(of) = state.as_deref().and_then(|state| state.pod.as_ref()) {
                     let known = pods.and_then(|pods| pods.by_uid(&of.uid));
+                    let certainty = match known {
+                        Some(_) => Certainty::Full,
+                        None => Certainty::Runtime,
+                    };
                     found.pod = known.or_else(|| Some(Arc::new(of_state(of))));
                     let name = state.and_then(|state| state.name.clone());
-                    container = Some((name.unwrap_or_default(), Certainty::Full));
+                    container = Some((name.unwrap_or_default(), certainty));
                     break;
                 }
                 let named = || match state.as_deref() {
@@ -457,5 +466,47 @@ pub(crate) fn wait(readable: &OwnedFd) -> io::Result<()> {
     match poll(&mut [PollFd::new(readable, PollFlags::IN)], None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtimes_file_is_not_all_there_is() {
+        let id = "c".repeat(64);
+        let path = format!("/kubepods.slice/kubepods-pod0a_1.slice/cri-containerd-{id}.scope");
+        let state = State {
+            name: Some("app".to_owned()),
+            pod: Some(PodOf {
+                namespace: "shop".to_owned(),
+                name: "web-0".to_owned(),
+                uid: "0a-1".to_owned(),
+            }),
+            sandbox: false,
+        };
+        let state = Arc::new(state);
+        let (found, certainty) = find(&path, None, |_, _| Some(Arc::clone(&state)));
+        assert_eq!(found.container, "app");
+        assert_eq!(found.pod.unwrap().name, "web-0");
+        assert_eq!(certainty, Certainty::Runtime);
+
+        // Labels that the API server told stay when it has forgotten the pod.
+        let labelled = |label: &str, certainty| Named {
+            owner: Arc::new(Owner {
+                pod_labels: vec![label.to_owned()],
+                ..Owner::default()
+            }),
+            certainty,
+        };
+        let Named {
+            mut owner,
+            mut certainty,
+        } = labelled("web", Certainty::Full);
+        labelled("", Certainty::Runtime).improve(&mut owner, &mut certainty);
+        assert_eq!((&*owner.pod_labels[0], certainty), ("web", Certainty::Full));
+        labelled("web2", Certainty::Full).improve(&mut owner, &mut certainty);
+        assert_eq!(owner.pod_labels[0], "web2");
     }
 }
