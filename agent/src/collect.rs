@@ -496,7 +496,10 @@ impl Collector {
                     }
                     let device_gone =
                         tracked.device_known && self.devices.name(key.device).is_none();
-                    if look.is_gone(workload) || device_gone {
+                    // Thousands that went at once: even their paths are forgotten.
+                    let forgotten =
+                        tracked.certainty > Certainty::Unknown && !look.is_known(workload);
+                    if look.is_gone(workload) || forgotten || device_gone {
                         outcome.unfinished = true;
                         match self.table.0.remove(key) {
                             Ok(()) => tracked.life = Life::Resting(now),

@@ -251,6 +251,11 @@ impl Look<'_> {
         self.cgroups.is_gone(workload)
     }
 
+    /// Whether a cgroup is there, or was a while ago.
+    pub(crate) fn is_known(&self, workload: Workload) -> bool {
+        self.cgroups.is_known(workload)
+    }
+
     /// Whose a workload is, as far as that is known now.
     pub(crate) fn owner(&mut self, workload: Workload) -> Named {
         // A cgroup that went before anybody learned its name has none that begins with a slash.

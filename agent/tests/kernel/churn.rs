@@ -426,6 +426,13 @@ fn a_thousand_pods() {
         megabytes(after),
         megabytes(status(&agent, "VmHWM:")),
     );
+    // All that go at once give their cells back.
+    let in_use = || agent.scrape().count("sentry_series", &[("probe", "tcp")]);
+    let before = in_use();
+    drop(node);
+    wait_for("recycled cells", Duration::from_secs(10), || {
+        (in_use() + PODS <= before).then_some(())
+    });
     // Unoptimised, the program itself is larger than that.
     if !cfg!(debug_assertions) {
         assert!(during <= 25_000_000, "{during} bytes resident");
