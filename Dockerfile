@@ -10,7 +10,7 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG SOURCE=
 LABEL org.opencontainers.image.title="sentry" \
-      org.opencontainers.image.description="eBPF observability of TCP handshakes, disk I/O and starved GPUs, by cgroup, without touching a process" \
+      org.opencontainers.image.description="eBPF observability of TCP handshakes, disk I/O and starved GPUs, by pod and container, without touching a process" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
@@ -31,7 +31,7 @@ ADD sentry.tar /
 FROM ${RUST} AS build
 WORKDIR /sentry
 COPY xtask/packages.txt xtask/install.sh xtask/
-RUN sh xtask/install.sh \
+RUN sh xtask/install.sh && apt-get update -qq \
     && apt-get install -qq --no-install-recommends libcap2-bin >/dev/null \
     && rm -rf /var/lib/apt/lists/*
 COPY . .

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The host's programs that tests call, and those that init does.
-const PROGRAMS: [&str; 21] = [
+const PROGRAMS: [&str; 22] = [
     "blkdiscard",
     "cat",
     "chroot",
@@ -21,6 +21,7 @@ const PROGRAMS: [&str; 21] = [
     "kill",
     "losetup",
     "ls",
+    "mke2fs",
     "mount",
     "nsenter",
     "ps",
@@ -39,7 +40,15 @@ const PROGRAMS: [&str; 21] = [
 const FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
 
 /// Modules that tests need.
-const MODULES: [&str; 6] = ["loop", "tun", "veth", "nvme", "inet_diag", "tcp_diag"];
+const MODULES: [&str; 7] = [
+    "ext4",
+    "inet_diag",
+    "loop",
+    "nvme",
+    "tcp_diag",
+    "tun",
+    "veth",
+];
 /// Modules of the demo's network.
 const NETWORK_MODULES: [&str; 2] = ["virtio_pci", "virtio_net"];
 

@@ -84,12 +84,16 @@ async fn from_kubeconfig(path: &Path) -> Result<Config, Error> {
     let file = Kubeconfig::read_from(path).map_err(refused)?;
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(file, &options);
-    let config = config.await.map_err(refused)?;
+    let mut config = config.await.map_err(refused)?;
     if config.proxy_url.is_some() {
         return Err(Error::Access {
             path: path.to_owned(),
             reason: "proxy-url is not supported".to_owned(),
         });
+    }
+    // Else the system's authorities are looked for, and an image of nothing but the agent has none.
+    if config.cluster_url.scheme_str() == Some("http") {
+        config.root_cert.get_or_insert_default();
     }
     Ok(config)
 }
@@ -235,7 +239,10 @@ fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// An error and its causes, each once.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let text = error.to_string();
+    // What kube says first of any error of a connection.
+    let text = text.strip_prefix("ServiceError: ").unwrap_or(&text);
+    let mut text = text.to_owned();
     let mut cause = error.source();
     while let Some(error) = cause {
         let part = error.to_string();
