@@ -56,7 +56,7 @@ bench: ## what the probes cost, beside others
 	$(prepare) bench
 	@cargo xtask bench $(ARGS)
 
-soak: ## a minute of connect and read storms
+soak: ## a minute each of connect and read storms, and 10,000 containers in ten minutes
 	$(prepare) test
 	@cargo xtask soak
 

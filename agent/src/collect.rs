@@ -241,6 +241,7 @@ enum Life {
 #[derive(Debug)]
 struct Readings {
     cells: Cells,
+    /// Up to the highest cell that was ever read: a ceiling may be far above what is used.
     histograms: Vec<Histogram>,
     counters: Vec<u64>,
     scratch: Histogram,
@@ -250,7 +251,7 @@ struct Readings {
 impl Readings {
     fn new(cells: Cells) -> Self {
         Self {
-            histograms: vec![Histogram::default(); usize::from(cells.histogram_count)],
+            histograms: Vec::new(),
             counters: vec![0; cells.counter_count as usize],
             cells,
             scratch: Histogram::default(),
@@ -267,7 +268,11 @@ impl Readings {
 
     fn histogram(&mut self, cell: u16) -> &Totals {
         self.cells.read_histogram(cell, &mut self.scratch);
-        let last = &mut self.histograms[usize::from(cell)];
+        let place = usize::from(cell);
+        if place >= self.histograms.len() {
+            self.histograms.resize(place + 1, Histogram::default());
+        }
+        let last = &mut self.histograms[place];
         self.delta.between(last, &self.scratch);
         std::mem::swap(last, &mut self.scratch);
         &self.delta
@@ -549,7 +554,10 @@ impl Collector {
                     }
                     let device_gone =
                         tracked.device_known && self.devices.name(key.device).is_none();
-                    if look.is_gone(workload) || device_gone {
+                    // Thousands that went at once: even their paths are forgotten.
+                    let forgotten =
+                        tracked.certainty > Certainty::Unknown && !look.is_known(workload);
+                    if look.is_gone(workload) || forgotten || device_gone {
                         outcome.unfinished = true;
                         match self.table.0.remove(key) {
                             Ok(()) => tracked.life = Life::Resting(now),

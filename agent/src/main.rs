@@ -171,10 +171,10 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
             collector,
             http: Arc::clone(&http),
             procfs: config.procfs.clone(),
-            shape: Shape {
+            shape: Arc::new(Shape {
                 buckets_per_octave: config.buckets_per_octave,
                 pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
-            },
+            }),
             run_stats: config.bpf_stats,
         })),
         stats: http,

@@ -199,9 +199,12 @@ fn soak() -> anyhow::Result<()> {
     step(
         "soak",
         cargo_as_root()?
-            .args(words("test --release --package sentry --test kernel storm"))
-            .args(["--", "--nocapture", "--test-threads=1"])
-            .env("SENTRY_STORM_SECONDS", "60"),
+            .args(words("test --release --package sentry --test kernel"))
+            .args(words(
+                "-- storm churn::containers --nocapture --test-threads=1",
+            ))
+            .env("SENTRY_STORM_SECONDS", "60")
+            .env("SENTRY_CHURN_SECONDS", "600"),
     )
 }
 

@@ -206,6 +206,13 @@ impl Cgroups {
         self.removed.contains_key(&workload)
     }
 
+    /// Whether a cgroup is there, or was and its path is still kept.
+    pub(crate) fn is_known(&self, workload: Workload) -> bool {
+        workload.cgroup_id == ROOT_ID
+            || self.nodes.contains_key(&workload)
+            || self.is_gone(workload)
+    }
+
     fn live_path(&self, workload: Workload) -> Option<String> {
         // Even where no mount shows it.
         if workload.cgroup_id == ROOT_ID {
@@ -441,6 +448,22 @@ mod tests {
         cgroups.take_in(found, cgroups.changes(), &[]);
         assert!(cgroups.is_gone(deep));
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn what_has_gone_is_not_kept_for_ever() {
+        let mut cgroups = Cgroups::default();
+        let count = REMOVED_MAX as u64 + 1;
+        for id in 10..10 + count {
+            cgroups.apply(made(id, 1, "x"));
+            cgroups.apply(removed(id));
+        }
+        assert!(!cgroups.is_known(workload(10)));
+        assert!(cgroups.is_known(workload(11)) && cgroups.is_gone(workload(11)));
+        assert_eq!(cgroups.removed.len(), REMOVED_MAX);
+        assert_eq!(cgroups.removed_order.len(), REMOVED_MAX);
+        assert!(cgroups.nodes.is_empty());
+        assert!(cgroups.is_known(workload(ROOT_ID)));
     }
 
     #[test]

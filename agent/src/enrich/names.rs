@@ -304,6 +304,11 @@ impl Look<'_> {
         self.cgroups.is_gone(workload)
     }
 
+    /// Whether a cgroup is there, or was a while ago.
+    pub(crate) fn is_known(&self, workload: Workload) -> bool {
+        self.cgroups.is_known(workload)
+    }
+
     /// Whose a workload is, as far as that is known now.
     pub(crate) fn owner(&mut self, workload: Workload) -> Named {
         if let Some((of, named)) = &self.last
@@ -977,5 +982,24 @@ mod tests {
         assert_eq!(states.of(&root, Runtime::Docker, &id(0)), None);
         assert_eq!(states.by_id.len(), STATES_MAX);
         assert_eq!(states.order.len(), STATES_MAX);
+    }
+
+    #[test]
+    fn what_the_api_server_said_outlives_it() {
+        let labelled = |label: &str, certainty| Named {
+            owner: Arc::new(Owner {
+                pod_labels: vec![label.to_owned()],
+                ..Owner::default()
+            }),
+            certainty,
+        };
+        let Named {
+            mut owner,
+            mut certainty,
+        } = labelled("web", Certainty::Full);
+        labelled("", Certainty::Runtime).improve(&mut owner, &mut certainty);
+        assert_eq!((&*owner.pod_labels[0], certainty), ("web", Certainty::Full));
+        labelled("web2", Certainty::Full).improve(&mut owner, &mut certainty);
+        assert_eq!(owner.pod_labels[0], "web2");
     }
 }

@@ -225,6 +225,19 @@ pub(crate) fn to_prometheus(open_metrics: &str) -> Vec<Piece> {
     pieces.0
 }
 
+/// The last family that `open_metrics` has metadata of.
+pub(crate) fn last_family(open_metrics: &str) -> Option<&str> {
+    let metadata = open_metrics.lines().rev().find_map(Metadata::parse)?;
+    Some(metadata.name)
+}
+
+/// Bytes of the metadata that `open_metrics` begins with, if they are those of this family.
+pub(crate) fn repeated_metadata(open_metrics: &str, family: &str) -> usize {
+    let lines = open_metrics.split_inclusive('\n');
+    let of_family = |line: &str| Metadata::parse(line).is_some_and(|line| line.name == family);
+    lines.take_while(|line| of_family(line)).map(str::len).sum()
+}
+
 #[derive(Default)]
 struct Pieces(Vec<Piece>);
 

@@ -20,8 +20,8 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
-use super::Exposed;
-use super::format::{Format, Piece, to_prometheus};
+use super::format::{Format, last_family, repeated_metadata, to_prometheus};
+use super::{Exposed, Parts};
 
 /// Scrapes under way at once, from the reading of the metrics until the answer is written. An exposition is the
 /// largest thing that the agent holds, and a client decides how long.
@@ -167,32 +167,68 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// An exposition on its way to a client, a frame at a time: several megabytes are neither copied as a whole nor
-/// handed to the connection at once, so they and the permit are held exactly while they are being read.
+/// An exposition on its way to a client, made and handed to the connection a part at a time: several megabytes are
+/// never there as a whole. The permit is held exactly while it is being read.
 struct Exposition {
-    text: String,
-    pieces: std::vec::IntoIter<Piece>,
-    /// What is left of the piece being read.
-    piece: Piece,
-    /// Bytes still to come.
-    remaining: usize,
+    parts: Parts,
+    format: Format,
+    /// The family that the last part ended with.
+    family: String,
+    /// What is left of the part being read.
+    part: Bytes,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Exposition {
-    fn new(open_metrics: String, format: Format, permit: OwnedSemaphorePermit) -> Self {
-        let pieces = match format {
-            Format::OpenMetrics => vec![Piece::Kept(0..open_metrics.len())],
-            Format::Prometheus => to_prometheus(&open_metrics),
-        };
-        Self {
-            remaining: pieces.iter().map(Piece::size).sum(),
-            text: open_metrics,
-            pieces: pieces.into_iter(),
-            piece: Piece::Added(""),
+    fn new(parts: Parts, format: Format, permit: OwnedSemaphorePermit) -> Self {
+        let mut exposition = Self {
+            parts,
+            format,
+            family: String::new(),
+            part: Bytes::new(),
             _permit: permit,
+        };
+        exposition.advance();
+        exposition
+    }
+
+    /// Goes on to the next part that has something in it.
+    fn advance(&mut self) {
+        while self.part.is_empty()
+            && let Some(open_metrics) = self.parts.next()
+        {
+            // Metadata stand once above a family's samples.
+            let repeated = repeated_metadata(&open_metrics, &self.family);
+            if let Some(family) = last_family(&open_metrics) {
+                family.clone_into(&mut self.family);
+            }
+            self.part = match self.format {
+                Format::OpenMetrics => Bytes::from(open_metrics).slice(repeated..),
+                Format::Prometheus => prometheus(&open_metrics, repeated > 0).into(),
+            };
         }
     }
+
+    /// Bytes still to come, once that is known.
+    fn remaining(&self) -> Option<u64> {
+        (self.parts.size_hint() == (0, Some(0))).then_some(self.part.len() as u64)
+    }
+}
+
+/// A part as Prometheus text.
+fn prometheus(open_metrics: &str, goes_on: bool) -> Vec<u8> {
+    let mut text = Vec::with_capacity(open_metrics.len());
+    for mut piece in to_prometheus(open_metrics) {
+        let size = piece.size();
+        text.extend_from_slice(piece.take(size, open_metrics.as_bytes()));
+    }
+    if goes_on {
+        let lines = text.split_inclusive(|byte| *byte == b'\n');
+        let metadata = lines.take_while(|line| line.starts_with(b"# "));
+        let length: usize = metadata.map(<[u8]>::len).sum();
+        text.drain(..length);
+    }
+    text
 }
 
 impl hyper::body::Body for Exposition {
@@ -204,39 +240,30 @@ impl hyper::body::Body for Exposition {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
-        if this.remaining == 0 {
+        if this.part.is_empty() {
             return Poll::Ready(None);
         }
-        let length = this.remaining.min(FRAME_BYTES);
-        let mut frame = Vec::with_capacity(length);
-        while frame.len() < length {
-            let room = length - frame.len();
-            if this.piece.size() == 0 {
-                match this.pieces.next() {
-                    Some(piece) => this.piece = piece,
-                    None => break,
-                }
-            }
-            frame.extend_from_slice(this.piece.take(room, this.text.as_bytes()));
-        }
-        this.remaining -= frame.len();
-        Poll::Ready(Some(Ok(Frame::data(frame.into()))))
+        let length = this.part.len().min(FRAME_BYTES);
+        let frame = this.part.split_to(length);
+        this.advance();
+        Poll::Ready(Some(Ok(Frame::data(frame))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.remaining == 0
+        self.part.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining as u64)
+        self.remaining()
+            .map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::expose::ProbeVerdict;
     use crate::expose::loopback::{Client, Server, inflate, noise, quick};
+    use crate::expose::{ProbeVerdict, Scrape};
 
     const SCRAPE: &str = "# HELP sentry_runs Runs.\n# TYPE sentry_runs counter\nsentry_runs_total{cgroup=\"/a\"} 1 # {trace=\"1\"} 1\n# EOF\n";
     const SCRAPE_0_0_4: &str = "# HELP sentry_runs_total Runs.\n# TYPE sentry_runs_total counter\nsentry_runs_total{cgroup=\"/a\"} 1\n";
@@ -302,6 +329,44 @@ mod tests {
         assert!(answer.text() == expected);
         let answer = client.get("/metrics", "Accept-Encoding: gzip\r\n");
         assert!(inflate(&answer.body) == expected);
+    }
+
+    #[test]
+    fn parts_are_one_exposition() {
+        struct InParts;
+        impl Scrape for InParts {
+            fn scrape(&self) -> Parts {
+                let parts = [
+                    "# HELP a A.\n# TYPE a counter\na_total{x=\"1\"} 1\n",
+                    "# HELP a A.\n# TYPE a counter\na_total{x=\"2\"} 2\n",
+                    "",
+                    "# HELP b B.\n# TYPE b gauge\nb 3\n",
+                    "# HELP c C.\n# TYPE c gauge\n# EOF\n",
+                ];
+                Box::new(parts.into_iter().map(str::to_owned))
+            }
+        }
+        let read = |format| {
+            let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+            let mut exposition = Exposition::new(InParts.scrape(), format, permit);
+            let mut text = Vec::new();
+            while !exposition.part.is_empty() {
+                text.extend(std::mem::take(&mut exposition.part));
+                exposition.advance();
+            }
+            assert_eq!(exposition.remaining(), Some(0));
+            String::from_utf8(text).unwrap()
+        };
+        assert_eq!(
+            read(Format::OpenMetrics),
+            "# HELP a A.\n# TYPE a counter\na_total{x=\"1\"} 1\na_total{x=\"2\"} 2\n\
+             # HELP b B.\n# TYPE b gauge\nb 3\n# HELP c C.\n# TYPE c gauge\n# EOF\n"
+        );
+        assert_eq!(
+            read(Format::Prometheus),
+            "# HELP a_total A.\n# TYPE a_total counter\na_total{x=\"1\"} 1\na_total{x=\"2\"} 2\n\
+             # HELP b B.\n# TYPE b gauge\nb 3\n# HELP c C.\n# TYPE c gauge\n"
+        );
     }
 
     #[test]

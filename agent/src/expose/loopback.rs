@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Exposed, HttpStats, Limits, ProbeVerdict, Readiness, Scrape, bind, runtime, serve};
+use super::{
+    Exposed, HttpStats, Limits, Parts, ProbeVerdict, Readiness, Scrape, bind, runtime, serve,
+};
 
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,8 +29,8 @@ pub(super) fn quick() -> Limits {
 struct Scraped<F>(F);
 
 impl<F: Fn() -> String + Send + Sync> Scrape for Scraped<F> {
-    fn scrape(&self) -> String {
-        (self.0)()
+    fn scrape(&self) -> Parts {
+        Box::new(std::iter::once((self.0)()))
     }
 }
 

@@ -1,13 +1,14 @@
 //! All metrics, encoded straight from the collector's totals.
 
 use std::{
+    borrow::Cow,
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Instant,
 };
 
-use probes::{BUCKETS, BUCKETS_PER_OCTAVE, MetricKind, bucket_edge_seconds};
+use probes::{BUCKETS, BUCKETS_PER_OCTAVE, Metric, MetricKind, bucket_edge_seconds};
 use prometheus_client::{
     collector::Collector as Encode,
     encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text},
@@ -16,7 +17,7 @@ use prometheus_client::{
 };
 
 use super::{
-    HttpStats, Scrape,
+    HttpStats, Parts, Scrape,
     self_metrics::{Reading, SELF_METRICS},
 };
 use crate::{
@@ -27,30 +28,8 @@ use crate::{
 /// The process and device of what found no room.
 const OTHER: &str = "other";
 
-/// Answers a scrape: collects, then encodes.
-#[derive(Debug)]
-pub(crate) struct Metrics {
-    registry: Registry,
-}
-
-impl Metrics {
-    pub(crate) fn new(source: Source) -> Self {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(source));
-        Self { registry }
-    }
-}
-
-impl Scrape for Metrics {
-    fn scrape(&self) -> String {
-        let mut text = String::new();
-        // Writing to a string fails only if a label or a help text does, and those are ours.
-        if let Err(error) = text::encode(&mut text, &self.registry) {
-            tracing::error!(%error, "metrics could not be encoded");
-        }
-        text
-    }
-}
+/// Values that are encoded together. An exposition of many megabytes is never in memory as a whole.
+const PART: usize = 8;
 
 /// What the metrics are made of.
 #[derive(Debug)]
@@ -58,7 +37,7 @@ pub(crate) struct Source {
     pub(crate) collector: Arc<Mutex<Collector>>,
     pub(crate) http: Arc<HttpStats>,
     pub(crate) procfs: PathBuf,
-    pub(crate) shape: Shape,
+    pub(crate) shape: Arc<Shape>,
     /// Whether the agent switched the kernel's statistics of program runs on.
     pub(crate) run_stats: bool,
 }
@@ -71,13 +50,49 @@ pub(crate) struct Shape {
     pub(crate) pod_labels: Vec<String>,
 }
 
+/// Answers a scrape: collects, copies the values, and encodes them as they are read.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    source: Arc<Source>,
+    /// What the agent tells about itself.
+    own: Registry,
+}
+
+impl Metrics {
+    pub(crate) fn new(source: Source) -> Self {
+        let source = Arc::new(source);
+        let mut own = Registry::default();
+        own.register_collector(Box::new(Arc::clone(&source)));
+        Self { source, own }
+    }
+}
+
+impl Scrape for Metrics {
+    fn scrape(&self) -> Parts {
+        let parts = self.source.parts();
+        let parts = parts.into_iter().map(|part| {
+            let mut registry = Registry::default();
+            registry.register_collector(Box::new(part));
+            encoded(&registry)
+        });
+        let own = encoded(&self.own) + "# EOF\n";
+        Box::new(parts.chain(std::iter::once(own)))
+    }
+}
+
+fn encoded(registry: &Registry) -> String {
+    let mut text = String::new();
+    // Writing to a string fails only if a label or a help text does, and those are ours.
+    if let Err(error) = text::encode_registry(&mut text, registry) {
+        tracing::error!(%error, "metrics could not be encoded");
+    }
+    text
+}
+
+/// The metrics about the agent itself.
 impl Encode for Source {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let mut collector = lock(&self.collector);
-        if let Err(error) = collector.collect(Instant::now()) {
-            tracing::error!(%error, "values may be stale");
-        }
-        self.encode_probes(&collector, &mut encoder)?;
+        let collector = lock(&self.collector);
         let reading = Reading::new(&collector, &self.http, &self.procfs, self.run_stats);
         SELF_METRICS
             .iter()
@@ -86,7 +101,13 @@ impl Encode for Source {
 }
 
 impl Source {
-    fn encode_probes(&self, collector: &Collector, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    /// Collects, and copies the values of all workloads.
+    fn parts(&self) -> Vec<Part> {
+        let mut collector = lock(&self.collector);
+        if let Err(error) = collector.collect(Instant::now()) {
+            tracing::error!(%error, "values may be stale");
+        }
+        let mut parts = Vec::new();
         for (index, probe) in collector.probes().iter().enumerate() {
             let up = probe.installed.status.verdict.is_up();
             for (number, metric) in probe.installed.probe.metrics.iter().enumerate() {
@@ -96,16 +117,6 @@ impl Source {
                 if !up && (probe.installed.probe.deferred.is_none() || shown.is_empty()) {
                     continue;
                 }
-                let family = Family::new(metric.name);
-                let mut encoder = family.describe(
-                    encoder,
-                    metric.help,
-                    match metric.kind {
-                        MetricKind::Histogram => MetricType::Histogram,
-                        MetricKind::Counter | MetricKind::CounterSeconds => MetricType::Counter,
-                        MetricKind::Gauge => MetricType::Gauge,
-                    },
-                )?;
                 let other = |label| metric.labels.contains(&label).then(|| OTHER.to_owned());
                 let other = Labels {
                     owner: collector.names().other().owner,
@@ -115,15 +126,67 @@ impl Source {
                 let others = probe
                     .other
                     .iter()
-                    .filter(|(sample, value)| sample.metric == number && !value.is_zero());
-                for (labels, own, value) in shown {
-                    self.shape.encode(&mut encoder, labels, &own, &value)?;
+                    .filter(|(sample, value)| sample.metric == number && !value.is_zero())
+                    .map(|(sample, value)| (&other, sample.labels.clone(), Cow::Borrowed(value)));
+                let mut part = Part {
+                    metric,
+                    samples: Vec::new(),
+                    shape: Arc::clone(&self.shape),
+                };
+                for (labels, own, value) in shown.into_iter().chain(others) {
+                    if part.samples.len() == PART {
+                        let next = Part {
+                            samples: Vec::with_capacity(PART),
+                            shape: Arc::clone(&self.shape),
+                            ..part
+                        };
+                        parts.push(std::mem::replace(&mut part, next));
+                    }
+                    let own = own.into_iter();
+                    part.samples.push(Copied {
+                        labels: labels.clone(),
+                        own: own.map(|(name, value)| (name, value.to_owned())).collect(),
+                        value: value.into_owned(),
+                    });
                 }
-                for (sample, value) in others {
-                    self.shape
-                        .encode(&mut encoder, &other, &sample.labels, value)?;
-                }
+                parts.push(part);
             }
+        }
+        parts
+    }
+}
+
+/// A value as it was at the scrape.
+#[derive(Debug)]
+struct Copied {
+    labels: Labels,
+    own: Vec<(&'static str, String)>,
+    value: Value,
+}
+
+/// Some of the values of a metric.
+#[derive(Debug)]
+struct Part {
+    metric: &'static Metric,
+    samples: Vec<Copied>,
+    shape: Arc<Shape>,
+}
+
+impl Encode for Part {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let kind = match self.metric.kind {
+            MetricKind::Histogram => MetricType::Histogram,
+            MetricKind::Counter | MetricKind::CounterSeconds => MetricType::Counter,
+            MetricKind::Gauge => MetricType::Gauge,
+        };
+        let family = Family::new(self.metric.name);
+        let mut encoder = family.describe(&mut encoder, self.metric.help, kind)?;
+        for Copied { labels, own, value } in &self.samples {
+            let own: Vec<_> = own
+                .iter()
+                .map(|(name, value)| (*name, value.as_str()))
+                .collect();
+            self.shape.encode(&mut encoder, labels, &own, value)?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@
 
 mod agent;
 mod bystander;
+mod churn;
 mod config;
 mod cuda;
 mod disk;

@@ -142,6 +142,16 @@ impl Node {
         made.retain(|folder| !seat.folders.contains(folder));
     }
 
+    /// The same for the cgroup of its pod, around it.
+    pub(crate) fn remove_pod(&self, seat: &Seat) {
+        self.remove(seat);
+        let around = |path: &Path| path.parent().unwrap().to_owned();
+        self.remove(&Seat {
+            path: around(Path::new(&seat.path)).display().to_string(),
+            folders: seat.folders.iter().map(|folder| around(folder)).collect(),
+        });
+    }
+
     /// Writes what containerd says of a container of a pod.
     pub(crate) fn containerd_state(&self, id: &str, pod: &Pod, container: &str) {
         let annotations = json!({

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{Args, Process, agent, get, median, resident_bytes, serving, sum};
+use crate::{Args, Process, agent, get, median, serving, status_bytes, sum};
 
 /// What the load calls over and over.
 struct Pattern {
@@ -441,7 +441,8 @@ fn attach_once(bin: &Path, library: &Path, hook: &str) -> Result<Result<[f64; 6]
         sum(&scrape()?, UP) < 0.5,
         "another process of this host has CUDA"
     );
-    let (descriptors_before, resident_before) = (descriptors(&process)?, resident_bytes(&process)?);
+    let (descriptors_before, resident_before) =
+        (descriptors(&process)?, status_bytes(&process, "VmRSS:")?);
     let mapper = mapper(library)?;
     let started = Instant::now();
     loop {
@@ -460,7 +461,7 @@ fn attach_once(bin: &Path, library: &Path, hook: &str) -> Result<Result<[f64; 6]
     let metrics = scrape()?;
     let (more, resident) = (
         descriptors(&process)? - descriptors_before,
-        resident_bytes(&process)?,
+        status_bytes(&process, "VmRSS:")?,
     );
     drop(mapper);
     let ended = Instant::now();

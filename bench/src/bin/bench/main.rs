@@ -1,6 +1,6 @@
 //! What Sentry costs, in one run on one machine: nanoseconds an event beside an empty program on
-//! the same hook and beside `biolatency`, what calls of CUDA cost a program, memory, and the time to
-//! be ready.
+//! the same hook and beside `biolatency`, what calls of CUDA cost a program, what a node full of
+//! pods takes, memory, and the time to be ready.
 //!
 //! Once all are attached together and see the very same events, in an order that changes from round
 //! to round; and once each is attached alone, as its users have it, rounds in turn. Alone, a
@@ -8,6 +8,7 @@
 //! them. Medians are printed as Markdown tables.
 
 mod gpu;
+mod kubernetes;
 
 use std::{
     collections::BTreeMap,
@@ -66,6 +67,7 @@ enum Part {
     Disk,
     Tcp,
     Gpu,
+    Kubernetes,
     Footprint,
 }
 
@@ -100,6 +102,9 @@ fn main() -> Result<()> {
     if wanted(Part::Gpu) {
         gpu::calls(bin, &args)?;
         gpu::attaching(bin)?;
+    }
+    if wanted(Part::Kubernetes) {
+        kubernetes::node(bin)?;
     }
     if wanted(Part::Footprint) {
         footprint(bin)?;
@@ -574,7 +579,7 @@ fn footprint(bin: &Path) -> Result<()> {
     // The gpu probe's come with the first program that uses CUDA.
     let maps = "sentry_bpf_map_memory_bytes{";
     let maps = sum(&metrics, maps) - sum(&metrics, &format!("{maps}map=\"gpu_"));
-    let resident = resident_bytes(&process)?;
+    let resident = status_bytes(&process, "VmRSS:")?;
     let ready = median(&mut ready);
     let executable = fs::metadata(bin.join("sentry"))?.len();
     println!(
@@ -608,12 +613,13 @@ fn sum(metrics: &str, prefix: &str) -> f64 {
         .sum()
 }
 
-fn resident_bytes(process: &Process) -> Result<f64> {
+/// A size in the status of a process.
+fn status_bytes(process: &Process, key: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.0.id()))?;
     let kib: f64 = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(key))
         .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-        .context("no VmRSS")?;
+        .with_context(|| format!("no {key}"))?;
     Ok(kib * 1024.0)
 }

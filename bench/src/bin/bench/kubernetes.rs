@@ -1,0 +1,279 @@
+//! A node full of pods: what a scrape takes, and what the agent keeps in memory.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use sentry_bench::{
+    cgroup::CgroupRoots,
+    kubernetes::{ApiServer, Options, Pod},
+    tour::TourReport,
+};
+
+use super::{Process, agent, get, load, median, met, status_bytes};
+
+const NODE: &str = "node-1";
+
+const PODS: u32 = 1000;
+
+/// Starts, and scrapes of each sort.
+const STARTS: usize = 5;
+const SCRAPES: usize = 20;
+
+/// The pods of a node: the API server that knows them, and the cgroups of their containers. Cgroups and files are gone
+/// on drop.
+struct Node {
+    api: ApiServer,
+    kubeconfig: String,
+    folder: PathBuf,
+    /// Folders of cgroups, each after the one around it.
+    cgroups: Vec<PathBuf>,
+    burstable: PathBuf,
+}
+
+impl Node {
+    /// Lays them out as a kubelet with the systemd driver and containerd do; the kubelet has a cgroup root of its own,
+    /// as in kind, so that a real one is not disturbed.
+    fn new() -> Result<Self> {
+        let api = ApiServer::start(Options {
+            page: 500,
+            ..Options::default()
+        })?;
+        let folder = std::env::temp_dir().join(format!("sentry-bench-{}", std::process::id()));
+        fs::create_dir(&folder)?;
+        let kubeconfig = folder.join("kubeconfig");
+        fs::write(&kubeconfig, api.kubeconfig(""))?;
+        let mut node = Self {
+            kubeconfig: kubeconfig.display().to_string(),
+            folder,
+            cgroups: Vec::new(),
+            burstable: CgroupRoots::find()?.v2,
+            api,
+        };
+        for name in ["kubelet", "kubelet-kubepods", "kubelet-kubepods-burstable"] {
+            let folder = node.burstable.join(format!("{name}.slice"));
+            node.make(folder.clone())?;
+            node.burstable = folder;
+        }
+        for number in 0..PODS {
+            let id = format!("{:064x}", (0xc0_ffee_u128 << 64) + u128::from(number));
+            let uid = format!("0a1b2c3d-4e5f-4a6b-8c7d-{number:012x}");
+            let name = format!("web-5d9c7b8f6d-{number:05}");
+            let pod = Pod::new(NODE, "shop", &name, &uid)
+                .owned_by("ReplicaSet", "web-5d9c7b8f6d")
+                .labelled("app", "web")
+                .labelled("pod-template-hash", "5d9c7b8f6d")
+                .with("app", &format!("containerd://{id}"));
+            node.api.apply(&pod);
+            let slice = format!(
+                "kubelet-kubepods-burstable-pod{}.slice",
+                uid.replace('-', "_")
+            );
+            let slice = node.burstable.join(slice);
+            node.make(slice.clone())?;
+            node.make(slice.join(format!("cri-containerd-{id}.scope")))?;
+        }
+        Ok(node)
+    }
+
+    fn make(&mut self, folder: PathBuf) -> Result<()> {
+        fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
+        self.cgroups.push(folder);
+        Ok(())
+    }
+
+    /// An agent that knows the pods, when it was ready, and when it had them all. In milliseconds.
+    fn agent(&self, bin: &Path) -> Result<(Process, SocketAddr, f64, f64)> {
+        let started = Instant::now();
+        let rootfs = self.folder.display().to_string();
+        let flags = [
+            "--probes=tcp,disk",
+            "--series.max=4096",
+            "--kubernetes.node",
+            NODE,
+            "--kubernetes.kubeconfig",
+            &self.kubeconfig,
+            "--path.rootfs",
+            &rootfs,
+        ];
+        let (process, address, ready) = agent(bin, &flags)?;
+        let all = format!("\nsentry_kubernetes_pods {PODS}\n");
+        loop {
+            let metrics = get(address, "/metrics")?;
+            if metrics.contains("\nsentry_kubernetes_watch_up 1\n") && metrics.contains(&all) {
+                break;
+            }
+            ensure!(
+                started.elapsed() < Duration::from_secs(20),
+                "the agent does not know the pods"
+            );
+        }
+        let synced = started.elapsed();
+        Ok((process, address, milliseconds(ready), milliseconds(synced)))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for folder in self.cgroups.iter().rev() {
+            if let Err(error) = fs::remove_dir(folder) {
+                eprintln!("bench: {}: {error}", folder.display());
+            }
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// What scrapes of one sort took, in milliseconds, and the bytes of the last.
+#[derive(Default)]
+struct Scrapes {
+    first_byte: Vec<f64>,
+    whole: Vec<f64>,
+    cpu: f64,
+    bytes: usize,
+}
+
+impl Scrapes {
+    fn scrape(&mut self, process: &Process, address: SocketAddr, headers: &str) -> Result<Vec<u8>> {
+        let cpu = cpu_ticks(process)?;
+        let start = Instant::now();
+        let mut stream = TcpStream::connect(address)?;
+        write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n{headers}\r\n"
+        )?;
+        let mut answer = vec![0];
+        stream.read_exact(&mut answer)?;
+        let first_byte = start.elapsed();
+        stream.read_to_end(&mut answer)?;
+        self.whole.push(milliseconds(start.elapsed()));
+        self.first_byte.push(milliseconds(first_byte));
+        self.cpu += cpu_ticks(process)? - cpu;
+        self.bytes = answer.len();
+        ensure!(answer.starts_with(b"HTTP/1.1 200"), "a scrape failed");
+        Ok(answer)
+    }
+}
+
+/// CPU time of a process, in hundredths of a second.
+fn cpu_ticks(process: &Process) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.0.id()))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no stat")?;
+    let mut fields = fields.split(' ').skip(11);
+    let mut next = || -> Result<f64> { Ok(fields.next().context("no times")?.parse()?) };
+    Ok(next()? + next()?)
+}
+
+pub(crate) fn node(bin: &Path) -> Result<()> {
+    let node = Node::new()?;
+    let (mut ready, mut synced) = (Vec::new(), Vec::new());
+    for _ in 0..STARTS {
+        let (_, _, one_ready, one_synced) = node.agent(bin)?;
+        ready.push(one_ready);
+        synced.push(one_synced);
+    }
+    let (process, address, _, _) = node.agent(bin)?;
+    let from_start = status_bytes(&process, "VmHWM:")?;
+    let idle = status_bytes(&process, "VmRSS:")?;
+
+    let mut listener = Command::new(bin.join("load"))
+        .arg("listen")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    let stdout = listener.stdout.take().context("no standard output")?;
+    BufReader::new(stdout).read_line(&mut line)?;
+    let _listener = Process(listener);
+    let port = serde_json::from_str::<serde_json::Value>(&line)?["port"].clone();
+    let tour: TourReport = load(
+        bin,
+        &[
+            "tour".to_owned(),
+            "--below".to_owned(),
+            node.burstable.display().to_string(),
+            "--to".to_owned(),
+            format!("127.0.0.1:{port}"),
+        ],
+    )?;
+    ensure!(
+        tour.tally.connected == u64::from(PODS),
+        "{} of {PODS} connects came through",
+        tour.tally.connected
+    );
+
+    // From here on its peak is that of scrapes.
+    fs::write(format!("/proc/{}/clear_refs", process.0.id()), "5")?;
+    let (mut plain, mut gzip) = (Scrapes::default(), Scrapes::default());
+    let mut text = Vec::new();
+    for _ in 0..SCRAPES {
+        text = plain.scrape(&process, address, "")?;
+        gzip.scrape(&process, address, "Accept-Encoding: gzip\r\n")?;
+    }
+    let between = status_bytes(&process, "VmRSS:")?;
+    let peak = status_bytes(&process, "VmHWM:")?;
+    let text = String::from_utf8(text)?;
+    let counted = |line: &&str| {
+        line.starts_with(
+            "sentry_tcp_handshake_duration_seconds_count{namespace=\"shop\",pod=\"web-",
+        ) && line.contains("role=\"client\"")
+            && line.ends_with(" 1")
+    };
+    let named = text.lines().filter(counted).count();
+    ensure!(named == PODS as usize, "{named} of {PODS} pods are named");
+
+    #[allow(clippy::cast_precision_loss)] // some megabytes, some scrapes
+    let row = |what: &str, scrapes: &mut Scrapes, wanted: &str| {
+        let (first, whole) = (median(&mut scrapes.first_byte), median(&mut scrapes.whole));
+        println!("| scrape, {what}: to the first byte | {first:.1} ms | |");
+        println!("| scrape, {what}: whole | {whole:.1} ms | {wanted} |");
+        println!(
+            "| scrape, {what}: CPU time of the agent | {:.1} ms | |",
+            scrapes.cpu * 10.0 / SCRAPES as f64
+        );
+        println!(
+            "| scrape, {what}: size | {:.2} MB | |",
+            scrapes.bytes as f64 / 1e6
+        );
+    };
+    println!(
+        "## {PODS} pods on a node\n\n\
+         One container each, one connect from each; `--probes tcp,disk --series.max 4096`; medians of {SCRAPES} scrapes, \
+         of {STARTS} starts.\n\n\
+         | what | measured | wanted |\n|---|---:|---|"
+    );
+    let whole = median(&mut plain.whole);
+    row(
+        "text",
+        &mut plain,
+        &format!("under 50 ms ({})", met(whole < 50.0)),
+    );
+    row("gzip", &mut gzip, "");
+    let megabytes = |bytes: f64| format!("{:.1} MB", bytes / 1e6);
+    println!(
+        "| resident, before any connect | {} | |\n\
+         | resident, between scrapes | {} | |\n\
+         | resident, at most while scraped | {} | at most 25 MB ({}) |\n\
+         | resident, at most while it starts | {} | |\n\
+         | start to `/readyz` | {:.0} ms | |\n\
+         | start to all pods known | {:.0} ms | |\n",
+        megabytes(idle),
+        megabytes(between),
+        megabytes(peak),
+        met(peak <= 25e6),
+        megabytes(from_start),
+        median(&mut ready),
+        median(&mut synced),
+    );
+    Ok(())
+}
