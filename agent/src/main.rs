@@ -37,7 +37,7 @@ use crate::{
     enrich::{
         cgroup::Mount,
         kubernetes,
-        names::{self, Names, Sources},
+        names::{self, Detail, Names, Sources},
     },
     expose::{
         Exposed, HttpStats, Limits,
@@ -126,10 +126,10 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     statuses.iter().for_each(log::verdict);
     attach::forced_hooks_left_something(config, &statuses)?;
     // No thread was made so far, and all that are have what this one keeps.
-    let kept = privileges::reduce(&kernel, &config.procfs)?;
+    let kept = privileges::reduce(&kernel, &config.procfs, &config.rootfs)?;
     tracing::info!("capabilities kept: {kept}");
     if let Some(missed) = &kept.missed {
-        tracing::warn!(probe = "gpu", "{missed}");
+        tracing::warn!("{missed}");
     }
 
     // cgroup ids -> names
@@ -233,8 +233,10 @@ fn name(
         mounts,
         pods: config.node.as_ref().map(watch).transpose()?,
         rootfs: config.rootfs.clone(),
-        aggregate: config.aggregate,
-        pod_labels: config.pod_labels.len(),
+        detail: Detail {
+            aggregate: config.aggregate,
+            pod_labels: config.pod_labels.len(),
+        },
     }))
 }
 

@@ -10,13 +10,15 @@ use std::{
 
 use probes::{Kernel, Reason};
 use rustix::{
-    process::{Resource, Rlimit, getrlimit, setrlimit},
+    process::{Resource, Rlimit, geteuid, getrlimit, setrlimit},
     thread::{
         CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
         clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
         set_no_new_privs,
     },
 };
+
+use crate::enrich::runtime;
 
 /// Since then, commit c8644cd0efe7, map calls on a descriptor that one holds take no capability, whatever
 /// `kernel.unprivileged_bpf_disabled` says. Before, it refuses every `bpf()` call without `CAP_BPF`, and may be
@@ -29,6 +31,9 @@ const OPEN_MAP_FILES: (u32, u32) = (5, 9);
 
 /// Since then, commit 80ee81e0403c, maps are memory of their maker's cgroup and not charged to `RLIMIT_MEMLOCK`.
 pub(crate) const UNCHARGED_MAPS: (u32, u32) = (5, 11);
+
+/// Why `CAP_DAC_READ_SEARCH` stays without the gpu probe.
+const NAMES: &str = "names of containers are read in the folders of their runtimes";
 
 /// A capability that stays, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,11 +197,13 @@ pub(crate) struct Later<'a> {
     /// since 6.16 and the stable releases of mid-2025 (its revert of
     /// `CAP_PERFMON` for uprobes), and always where Debian's `kernel.perf_event_paranoid` is 3.
     pub(crate) perf_uprobes: bool,
+    /// Whether container runtimes keep their state in folders that this user may not enter.
+    pub(crate) names: bool,
 }
 
 impl<'a> Later<'a> {
-    /// By what is attached, and the kernel's release.
-    pub(crate) fn new(kernel: &Kernel, release: &'a str) -> Self {
+    /// By what is attached, the kernel's release, and where the host's files are.
+    pub(crate) fn new(kernel: &Kernel, release: &'a str, rootfs: &Path) -> Self {
         let mut probes = kernel.probes.iter();
         let gpu = probes
             .find(|installed| installed.probe.deferred.is_some())
@@ -207,6 +214,8 @@ impl<'a> Later<'a> {
             unfinished: unfinished(kernel),
             gpu: gpu.is_some(),
             perf_uprobes: gpu.is_some_and(|gpu| gpu.status.hook != "uprobe_multi"),
+            // They are root's.
+            names: !geteuid().is_root() && runtime::is_there(rootfs),
         }
     }
 
@@ -248,7 +257,11 @@ impl<'a> Later<'a> {
             (
                 CapabilitySet::DAC_READ_SEARCH,
                 none,
-                reasons([None, None, gpu("opens files in the folders of containers")]),
+                reasons([
+                    None,
+                    self.names.then(|| NAMES.to_owned()),
+                    gpu("opens files in the folders of containers"),
+                ]),
             ),
             (
                 if is_before(self.release, OPEN_MAP_FILES) {
@@ -289,9 +302,26 @@ pub(crate) fn keep(permitted: CapabilitySet, later: &Later) -> Vec<Kept> {
     kept
 }
 
-/// What the gpu probe does without, in one line, where it lacks a capability. The other probes do
-/// not start without theirs.
+/// What is done without, in one line, where a capability is lacking. Probes but that for GPUs do not
+/// start without theirs.
 pub(crate) fn missed(permitted: CapabilitySet, later: &Later) -> Option<String> {
+    let names = (later.names && !permitted.contains(CapabilitySet::DAC_READ_SEARCH)).then(|| {
+        format!(
+            "containers that Kubernetes does not tell of go by their ids, for want of CAP_DAC_READ_SEARCH ({NAMES})"
+        )
+    });
+    let parts: Vec<String> = names
+        .into_iter()
+        .chain(missed_by_gpu(permitted, later))
+        .collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+fn missed_by_gpu(permitted: CapabilitySet, later: &Later) -> Option<String> {
+    let later = Later {
+        names: false,
+        ..later.clone()
+    };
     let missed: Vec<String> = later
         .needs()
         .into_iter()
@@ -353,7 +383,11 @@ impl fmt::Display for Reduced {
 ///
 /// # Errors
 /// When there is another thread, whose capabilities would stay, or when a call is refused.
-pub(crate) fn reduce(kernel: &Kernel, procfs: &Path) -> Result<Reduced, PrivilegesError> {
+pub(crate) fn reduce(
+    kernel: &Kernel,
+    procfs: &Path,
+    rootfs: &Path,
+) -> Result<Reduced, PrivilegesError> {
     let read_error = |path: &Path| {
         let path = path.to_owned();
         move |source| PrivilegesError::Read { path, source }
@@ -373,7 +407,7 @@ pub(crate) fn reduce(kernel: &Kernel, procfs: &Path) -> Result<Reduced, Privileg
     };
     let before = capabilities(None).map_err(refused("capget"))?;
     // Where it cannot be read, there is no such patch to heed.
-    let later = Later::new(kernel, &release);
+    let later = Later::new(kernel, &release, rootfs);
     let missed = missed(before.permitted, &later);
     let kept = keep(before.permitted, &later);
     let keep = kept.iter().fold(CapabilitySet::empty(), |all, kept| {
@@ -612,6 +646,38 @@ mod tests {
              CAP_SYS_PTRACE (gpu reads what the processes of others map), \
              CAP_DAC_READ_SEARCH (gpu opens files in the folders of containers), \
              CAP_CHECKPOINT_RESTORE (gpu opens mapped files that are deleted)"
+        );
+    }
+
+    #[test]
+    fn names_of_containers_take_a_capability() {
+        let later = Later {
+            release: "6.18.0",
+            names: true,
+            ..Later::default()
+        };
+        let search = CapabilitySet::DAC_READ_SEARCH;
+        assert_eq!(
+            describe(&keep(FULL, &later)),
+            format!("CAP_DAC_READ_SEARCH ({NAMES})")
+        );
+        assert_eq!(missed(search, &later), None);
+        let alone = missed(CapabilitySet::empty(), &later).unwrap();
+        assert_eq!(
+            alone,
+            "containers that Kubernetes does not tell of go by their ids, for want of CAP_DAC_READ_SEARCH \
+             (names of containers are read in the folders of their runtimes)"
+        );
+        let both = Later {
+            names: true,
+            ..gpu("6.18.0", false)
+        };
+        let some = CapabilitySet::BPF.union(CapabilitySet::PERFMON);
+        let both = missed(some, &both).unwrap();
+        assert!(both.starts_with(&alone), "{both}");
+        assert!(
+            both.contains("some programs that use CUDA may not be seen"),
+            "{both}"
         );
     }
 

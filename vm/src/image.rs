@@ -22,6 +22,7 @@ const PROGRAMS: [&str; 22] = [
     "kill",
     "losetup",
     "ls",
+    "mke2fs",
     "mount",
     "nsenter",
     "ps",
@@ -40,7 +41,15 @@ const PROGRAMS: [&str; 22] = [
 const FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
 
 /// Modules that tests need.
-const MODULES: [&str; 6] = ["loop", "tun", "veth", "nvme", "inet_diag", "tcp_diag"];
+const MODULES: [&str; 7] = [
+    "ext4",
+    "inet_diag",
+    "loop",
+    "nvme",
+    "tcp_diag",
+    "tun",
+    "veth",
+];
 /// Modules of the demo's network.
 const NETWORK_MODULES: [&str; 2] = ["virtio_pci", "virtio_net"];
 

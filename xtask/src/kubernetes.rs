@@ -66,6 +66,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
         "alerts fire",
         Command::new("promtool").args(["test", "rules", RULES_TEST]),
     )?;
+    metrics_exist()?;
     let tools = Tools::fetch()?;
     tools.refuses_bad_values()?;
     let plain = tools.kustomize("plain", &[])?;
@@ -102,6 +103,20 @@ pub(crate) fn check() -> anyhow::Result<()> {
         renderings.push(rendering);
     }
     tools.validate(&renderings)
+}
+
+/// Alerts on a metric that nobody has never fire.
+fn metrics_exist() -> anyhow::Result<()> {
+    let documented = fs::read_to_string("docs/metrics.md")?;
+    let rules = fs::read_to_string(RULES)?;
+    let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    for name in words.filter(|word| word.starts_with("sentry_")) {
+        ensure!(
+            documented.contains(&format!("`{name}`")),
+            "{RULES}: {name} is not in docs/metrics.md"
+        );
+    }
+    Ok(())
 }
 
 /// Overlays with components, the chart's values that say the same, and how many of the gpu components are among them.

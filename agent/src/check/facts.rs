@@ -70,7 +70,7 @@ pub(super) fn host(config: &Config, kernel: Option<&Kernel>) -> Vec<Fact> {
     }
     if let Some(kernel) = kernel {
         let permitted = privileges::set(&status, "CapPrm:");
-        let later = Later::new(kernel, known_release);
+        let later = Later::new(kernel, known_release, &config.rootfs);
         let kept = privileges::describe(&privileges::keep(permitted, &later));
         let missed = privileges::missed(permitted, &later);
         facts.push(("kept", (kept, missed)));

@@ -68,6 +68,18 @@ const DOCKER: [&str; 2] = [
     "var/snap/docker/common/var-lib-docker/containers",
 ];
 
+/// Whether a runtime keeps its state below the host's root. Folders that hide what is in them pass for
+/// there.
+pub(crate) fn is_there(rootfs: &Path) -> bool {
+    let folders = CONTAINERD.iter().chain(&CRIO).chain(&DOCKER);
+    folders
+        .map(|folder| rootfs.join(folder))
+        .any(|folder| match fs::metadata(folder) {
+            Ok(_) => true,
+            Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+        })
+}
+
 /// What the files below the host's root say of a container; `None` where they are missing, cannot be
 /// read or make no sense.
 pub(crate) fn state(rootfs: &Path, runtime: Runtime, id: &str) -> Option<State> {

@@ -235,7 +235,10 @@ fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// An error and its causes, each once.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let text = error.to_string();
+    // What kube says first of any error of a connection.
+    let text = text.strip_prefix("ServiceError: ").unwrap_or(&text);
+    let mut text = text.to_owned();
     let mut cause = error.source();
     while let Some(error) = cause {
         let part = error.to_string();

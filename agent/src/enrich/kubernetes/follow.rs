@@ -96,10 +96,11 @@ impl Follower {
         self.access.client(&self.runtime).map(drop)
     }
 
+    /// Follows the pods until nobody else has the watch when it fails.
     pub(super) fn follow(self) {
         let mut progress = Progress::default();
         let mut wait = self.timing.first_wait;
-        loop {
+        while Arc::strong_count(&self.watch) > 1 {
             let Err(failure) = self.session(&mut progress);
             self.watch.fail(failure.reason);
             if progress.logged != Some(Err(failure.reason)) {

@@ -107,7 +107,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// The names, for look-ups that don't take long.
+    /// The names, for look-ups that don't take long. A thread that holds them must not ask again.
     pub(crate) fn pods(&self) -> MutexGuard<'_, Pods> {
         lock(&self.pods)
     }

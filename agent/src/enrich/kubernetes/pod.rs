@@ -1,13 +1,14 @@
 //! What is read of a pod as the API server sends it, and whose pod it is.
 //!
-//! A pod is some 10 KB of JSON, most of it `managedFields` and `spec`. Only the fields named here are stored; all
-//! others are skipped while they are parsed.
+//! A pod is some 10 KB of JSON, most of it `managedFields` and `spec`. Only the fields named here
+//! are stored; all others are skipped while they are parsed.
 
 use std::collections::HashMap;
 
 use serde::Deserialize;
 
-/// The label that a `Deployment` puts on the pods of each of its `ReplicaSet`s, whose names end with it.
+/// The label that a `Deployment` puts on the pods of each of its `ReplicaSet`s, whose names end
+/// with it.
 const DEPLOYMENT_HASH: &str = "pod-template-hash";
 
 /// The same of a `Rollout` (Argo).
@@ -39,8 +40,8 @@ pub(super) struct Metadata {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Annotations {
-    /// On static pods: the UID that the kubelet gave the pod, which its cgroup and its runtime know, while
-    /// `metadata.uid` is that of its mirror in the API.
+    /// On static pods: the UID that the kubelet gave the pod, which its cgroup and its runtime
+    /// know, while `metadata.uid` is that of its mirror in the API.
     #[serde(rename = "kubernetes.io/config.hash")]
     config_hash: Option<String>,
 }
@@ -91,8 +92,9 @@ struct Terminated {
 /// What a pod belongs to: the object that a person made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Workload {
-    /// `Deployment`, `StatefulSet`, `DaemonSet`, `CronJob`, `Job`, another controller's kind as the API has it, or
-    /// `Pod` for one that belongs to nothing or to its node.
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `CronJob`, `Job`, another controller's kind as the
+    /// API has it (`Rollout` for the `ReplicaSet`s of Argo's), or `Pod` for one that belongs to
+    /// nothing or to its node.
     pub(crate) kind: String,
     /// Its name, in the namespace of the pod.
     pub(crate) name: String,
@@ -128,8 +130,8 @@ impl Pod {
         Some(self.metadata.labels.as_ref()?.get(name)?.as_str())
     }
 
-    /// Ids and names of all containers that the status mentions: running, ended, and those that ran before the last
-    /// restart.
+    /// Ids and names of all containers that the status mentions: running, ended, and those that ran
+    /// before the last restart.
     pub(super) fn containers(&self) -> impl Iterator<Item = (&str, &str)> {
         let status = self.status.as_ref();
         [
@@ -154,8 +156,8 @@ impl Pod {
         .filter(|(id, _)| !id.is_empty())
     }
 
-    /// What the pod belongs to, by its controller and the conventions of names: a `Deployment` owns its pods through
-    /// a `ReplicaSet`, and a `CronJob` through a `Job`.
+    /// What the pod belongs to, by its controller and the conventions of names: a `Deployment` owns
+    /// its pods through a `ReplicaSet`, and a `CronJob` through a `Job`.
     pub(super) fn workload(&self) -> Workload {
         let metadata = &self.metadata;
         let owners = metadata.owner_references.as_deref().unwrap_or_default();
@@ -194,10 +196,11 @@ fn bare_id(id: &str) -> &str {
     id.split_once("://").map_or(id, |(_, id)| id)
 }
 
-/// The `CronJob` that gave a `Job` its name: it appends the scheduled time in minutes since 1970 (8 digits; in seconds,
-/// 10 digits, before Kubernetes 1.21).
+/// The `CronJob` that gave a `Job` its name: it appends the scheduled time in minutes since 1970
+/// (8 digits; in seconds, 10 digits, before Kubernetes 1.21).
 ///
-/// Times before July 2017 are none, so that a `Job` that a person named by a date (`import-20240131`) stays one.
+/// Times before July 2017 are none, so that a `Job` that a person named by a date
+/// (`import-20240131`) stays one.
 fn cron_job(job: &str) -> Option<&str> {
     let (name, time) = job.rsplit_once('-')?;
     let earliest = match time.len() {

@@ -286,6 +286,20 @@ impl Pods {
 }
 
 #[cfg(test)]
+impl Pods {
+    /// These pods, each as the API server writes it, with the labels that are asked for.
+    pub(crate) fn of(labels: &[&str], pods: &[serde_json::Value]) -> Self {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        let mut known = Self::new(labels, Duration::from_secs(60));
+        for pod in pods {
+            let pod = serde_json::from_str(&pod.to_string()).unwrap();
+            known.apply(&pod, Instant::now());
+        }
+        known
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

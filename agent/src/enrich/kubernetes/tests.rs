@@ -223,7 +223,7 @@ fn containers_that_restarted_and_pods_that_are_deleted_stay_for_a_while() {
     let mut pod = web("crash", "r1");
     server.apply(&pod);
     let folder = Folder::new("retention");
-    let retention = Duration::from_secs(3);
+    let retention = Duration::from_secs(2);
     let watch = watch(&server, &folder, retention, QUICK);
     until_up(&watch);
     let restarted = Instant::now();
@@ -490,6 +490,7 @@ fn a_service_account_is_all_that_a_pod_needs() {
     folder.write("token", "t2");
     server.set_token("t2");
     server.cut_watches(Cut::MidLine);
+    until("the break", || !errors(&watch).is_empty());
     server.apply(&web("b", "c2"));
     until("the change", || found(&watch, "c2").is_some());
     assert_eq!(errors(&watch), [("unreachable", 1)]);
