@@ -1,5 +1,6 @@
 //! The agent in the home that its manifest gives it: namespaces, a root, a user and mounts of its own, a service account,
-//! and around it a node whose containers are older and newer than the agent.
+//! and around it a node whose containers are older and newer than the agent. Of what a runtime does, only its seccomp
+//! filter is missing.
 
 use crate::agent::{Agent, End, get};
 use crate::bystander::undisturbed;
@@ -302,13 +303,16 @@ impl Home {
         place("/proc");
         place("/sys");
         let _ = writeln!(script, "mount -t proc proc {root}/proc");
-        for path in ["bus", "fs", "irq", "sys", "sysrq-trigger"] {
-            let path = format!("{root}/proc/{path}");
-            let _ = writeln!(
-                script,
-                "mount --bind {path} {path}\nmount -o remount,bind,ro {path}"
-            );
-        }
+        // What of it a runtime has be read alone, where this kernel has it.
+        let _ = writeln!(
+            script,
+            "for name in bus fs irq sys sysrq-trigger; do\n\
+             path={root}/proc/$name\n\
+             [ -e $path ] || continue\n\
+             mount --bind $path $path\n\
+             mount -o remount,bind,ro $path\n\
+             done"
+        );
         let _ = writeln!(script, "mount -t sysfs -o ro sysfs {root}/sys");
         let _ = writeln!(
             script,
@@ -402,7 +406,10 @@ impl Home {
             self.manifest.run_as("runAsGroup"),
         );
         assert_eq!(field(&status, "Uid:"), vec![user.to_string(); 4].join("\t"));
-        assert_eq!(field(&status, "Gid:"), vec![group.to_string(); 4].join("\t"));
+        assert_eq!(
+            field(&status, "Gid:"),
+            vec![group.to_string(); 4].join("\t")
+        );
         assert_eq!(field(&status, "Groups:"), group.to_string());
         // As it sees them.
         let mountinfo = fs::read_to_string(own.join("mountinfo")).unwrap();
