@@ -141,6 +141,18 @@ struct Change {
     json: Arc<str>,
 }
 
+/// How far a watch has come.
+struct Watching {
+    /// The last version that it knows.
+    seen: u64,
+    /// As many cuts and bookmarks as there were before it.
+    cuts: u64,
+    bookmarked: u64,
+    /// Bookmarks were asked for.
+    bookmarks: bool,
+    ends: Instant,
+}
+
 impl ApiServer {
     /// Starts one on a free port.
     ///
@@ -525,50 +537,72 @@ impl Shared {
         let limit = asked.map_or(self.options.watch, |seconds| {
             self.options.watch.min(Duration::from_secs(seconds))
         });
-        let ends = Instant::now() + limit;
-        let bookmarks = request.parameter("allowWatchBookmarks") == Some("true");
-        connection.begin()?;
+        // As of now, before the client knows that the watch is open: what is done after that is news to it.
         let mut state = self.state();
-        let mut seen = match request.parameter("resourceVersion").map(str::parse::<u64>) {
-            Some(Ok(version)) if version > 0 => version,
-            _ => state.version,
+        let watch = Watching {
+            seen: match request.parameter("resourceVersion").map(str::parse::<u64>) {
+                Some(Ok(version)) if version > 0 => version,
+                _ => state.version,
+            },
+            cuts: state.cuts,
+            bookmarked: state.bookmarks,
+            bookmarks: request.parameter("allowWatchBookmarks") == Some("true"),
+            ends: Instant::now() + limit,
         };
-        let (cuts, mut bookmarked) = (state.cuts, state.bookmarks);
-        if seen < state.compacted {
-            drop(state);
+        let gone = watch.seen < state.compacted;
+        state.watching += usize::from(!gone);
+        drop(state);
+        if gone {
+            connection.begin()?;
             return cut_off(connection, Cut::Expired);
         }
-        state.watching += 1;
-        drop(state);
+        let outcome = self.tell(connection, watch, node);
+        self.state().watching -= 1;
+        outcome
+    }
+
+    /// Tells what changes until the watch ends.
+    fn tell(
+        &self,
+        connection: &mut Connection,
+        mut watch: Watching,
+        node: Option<&str>,
+    ) -> io::Result<()> {
+        connection.begin()?;
         let mut bookmark_due = Instant::now() + self.options.bookmarks;
-        let outcome = loop {
+        loop {
             let mut state = self.state();
             if state.stopping {
-                break Ok(());
+                return Ok(());
             }
-            if seen < state.forgotten {
+            if watch.seen < state.forgotten {
                 drop(state);
-                break cut_off(connection, Cut::Expired);
+                return cut_off(connection, Cut::Expired);
             }
             let news: Vec<String> = state
                 .history
                 .iter()
-                .filter(|change| change.version > seen)
+                .filter(|change| change.version > watch.seen)
                 .filter_map(|change| change.seen_on(node))
                 .collect();
-            seen = state.version;
+            watch.seen = state.version;
             let now = Instant::now();
-            let bookmark = bookmarks && (now >= bookmark_due || state.bookmarks != bookmarked);
-            bookmarked = state.bookmarks;
-            let cut = if state.cuts == cuts { None } else { state.cut };
-            let over = cut.or((now >= ends).then_some(Cut::End));
+            let bookmark =
+                watch.bookmarks && (now >= bookmark_due || state.bookmarks != watch.bookmarked);
+            watch.bookmarked = state.bookmarks;
+            let cut = if state.cuts == watch.cuts {
+                None
+            } else {
+                state.cut
+            };
+            let over = cut.or((now >= watch.ends).then_some(Cut::End));
             if news.is_empty() && !bookmark && over.is_none() {
-                let next = if bookmarks {
-                    ends.min(bookmark_due)
+                let next = if watch.bookmarks {
+                    watch.ends.min(bookmark_due)
                 } else {
-                    ends
+                    watch.ends
                 };
-                state = self.wait(state, next - now);
+                state = self.wait(state, next.saturating_duration_since(now));
                 drop(state);
                 continue;
             }
@@ -578,23 +612,17 @@ impl Shared {
                 bookmark_due = now + self.options.bookmarks;
                 let _ = writeln!(
                     text,
-                    r#"{{"type":"BOOKMARK","object":{{"kind":"Pod","apiVersion":"v1","metadata":{{"resourceVersion":"{seen}","creationTimestamp":null}},"spec":{{"containers":null}},"status":{{}}}}}}"#
+                    r#"{{"type":"BOOKMARK","object":{{"kind":"Pod","apiVersion":"v1","metadata":{{"resourceVersion":"{}","creationTimestamp":null}},"spec":{{"containers":null}},"status":{{}}}}}}"#,
+                    watch.seen
                 );
             }
-            let sent = if text.is_empty() {
-                Ok(())
-            } else {
-                connection.chunk(&text)
-            };
-            if let Err(error) = sent {
-                break Err(error);
+            if !text.is_empty() {
+                connection.chunk(&text)?;
             }
             if let Some(over) = over {
-                break cut_off(connection, over);
+                return cut_off(connection, over);
             }
-        };
-        self.state().watching -= 1;
-        outcome
+        }
     }
 }
 

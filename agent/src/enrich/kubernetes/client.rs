@@ -84,12 +84,16 @@ async fn from_kubeconfig(path: &Path) -> Result<Config, Error> {
     let file = Kubeconfig::read_from(path).map_err(refused)?;
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(file, &options);
-    let config = config.await.map_err(refused)?;
+    let mut config = config.await.map_err(refused)?;
     if config.proxy_url.is_some() {
         return Err(Error::Access {
             path: path.to_owned(),
             reason: "proxy-url is not supported".to_owned(),
         });
+    }
+    // Else the system's authorities are looked for, and an image of nothing but the agent has none.
+    if config.cluster_url.scheme_str() == Some("http") {
+        config.root_cert.get_or_insert_default();
     }
     Ok(config)
 }
