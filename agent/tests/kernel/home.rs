@@ -428,7 +428,53 @@ impl Home {
         }
     }
 
-    /// Asserts that nothing of it is left on the host.
+    /// Asserts that probes are answered, and that the agent measures all with the privileges that it is given.
+    fn assert_at_work(&self, agent: &Agent) {
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            assert_eq!(self.probed(probe), 200, "{probe}");
+        }
+        let scrape = agent.scrape();
+        for probe in ["tcp", "disk"] {
+            let labels = [
+                ("probe", probe),
+                ("hook", "tp_btf"),
+                ("verdict", "attached"),
+            ];
+            let up = scrape.value("sentry_probe_up", &labels);
+            assert_eq!(up, 1.0, "{}", agent.log());
+        }
+        // It is one of the pods: it asks the API server, and is asked for this.
+        for role in ["client", "server"] {
+            let own = [
+                ("namespace", "sentry"),
+                ("pod", "sentry-q5kz2"),
+                ("container", "sentry"),
+                ("role", role),
+            ];
+            assert!(scrape.count(CONNECTS, &own) > 0, "{role}");
+        }
+        let added = self.manifest.added();
+        assert_eq!(mask(&said_to_be_kept(agent)), added, "{}", agent.log());
+        assert_left(agent, added, added);
+    }
+
+    /// Ends the agent as the kubelet does, in time, and asserts that it had these warnings alone to say, and that nothing
+    /// is left on the host.
+    fn end(self, agent: Agent, warnings: &[&str]) {
+        let End {
+            status,
+            stdout,
+            stderr,
+            took,
+        } = agent.end(Signal::TERM);
+        assert_eq!(status.code(), Some(0), "{stderr}");
+        assert_eq!(stdout, "");
+        assert_eq!(said(&stderr, "WARN"), warnings, "{stderr}");
+        assert_eq!(said(&stderr, "ERROR"), [""; 0], "{stderr}");
+        assert!(took < self.manifest.grace(), "{took:?}");
+        self.leave();
+    }
+
     fn leave(self) {
         let folders = self.seat.folders.clone();
         let (link, netns) = (
@@ -507,15 +553,37 @@ fn said(log: &str, level: &str) -> Vec<String> {
         .collect()
 }
 
+/// Asserts that reads of a disk belong to the containers that do them, each another number of them.
+fn assert_reads(agent: &Agent, readers: &[(&Seat, Owner)]) {
+    let device = LoopDevice::new(1 << 20).unwrap();
+    let name = device.path().file_name().unwrap().to_str().unwrap();
+    undisturbed(&device, || {
+        let reads = || {
+            let labels = [("device", name), ("operation", "read")];
+            named(&agent.scrape(), IO, &labels)
+        };
+        let before = reads();
+        let mut expected = BTreeMap::new();
+        for ((seat, owner), count) in readers.iter().zip(11..) {
+            let file = device.path().display();
+            seat.run(&format!("read --file {file} --direct --count {count}"));
+            expected.insert(owner.clone(), count);
+        }
+        let mut found = reads();
+        for (owner, count) in before {
+            *found.get_mut(&owner).unwrap() -= count;
+        }
+        (found, expected)
+    });
+}
+
 #[test]
 fn containers_older_and_newer_are_named() {
     turn!("containers_older_and_newer_are_named");
     let home = Home::new();
     let node = &home.node;
     let pod = |name: &str, number: u64| Pod::new(NAME, "home", name, &uid(number));
-    let numbers = OWN + 1..;
-    let [web, db, batch, registry, newer, short]: [u64; 6] =
-        numbers.take(6).collect::<Vec<_>>().try_into().unwrap();
+    let [web, db, batch, registry, newer, short] = [1, 2, 3, 4, 5, 6].map(|number| OWN + number);
 
     // Older than the agent: two that the API server knows, two by what their runtimes wrote alone.
     node.api
@@ -525,34 +593,18 @@ fn containers_older_and_newer_are_named() {
     node.containerd_state(&id(batch), &pod("batch", batch), "main");
     node.docker_state(&id(registry), "home-registry");
     let seats = [web, db, batch].map(|number| seat(node, number));
-    let [web_seat, db_seat, batch_seat] = &seats;
     let registry_seat = node.cgroup(&format!("/system.slice/docker-{}.scope", id(registry)));
-    let listener = Server::start(db_seat.command("listen"));
+    let listener = Server::start(seats[1].command("listen"));
     let connect = |count: u64| {
         let port = listener.port();
         format!("connect --to 127.0.0.1:{port} --count {count}")
     };
-    let older = [(web_seat, 3), (batch_seat, 4), (&registry_seat, 5)]
+    let older = [(&seats[0], 3), (&seats[2], 4), (&registry_seat, 5)]
         .map(|(seat, count)| (Waiting::start(seat, &connect(count)), count));
 
     let agent = home.start(&[]);
     home.assert_contained(&agent);
-    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
-        assert_eq!(home.probed(probe), 200, "{probe}");
-    }
-    let scrape = agent.scrape();
-    for probe in ["tcp", "disk"] {
-        let labels = [
-            ("probe", probe),
-            ("hook", "tp_btf"),
-            ("verdict", "attached"),
-        ];
-        let up = scrape.value("sentry_probe_up", &labels);
-        assert_eq!(up, 1.0, "{}", agent.log());
-    }
-    let added = home.manifest.added();
-    assert_eq!(mask(&said_to_be_kept(&agent)), added, "{}", agent.log());
-    assert_left(&agent, added, added);
+    home.assert_at_work(&agent);
 
     for (waiting, count) in older {
         assert_all(&waiting.go_on(), "connected", count);
@@ -589,59 +641,20 @@ fn containers_older_and_newer_are_named() {
         named(&scrape, CONNECTS, &[("role", "server")]),
         servers.into()
     );
-    // The agent is one of them: it asks the API server, and is asked for this.
-    for role in ["client", "server"] {
-        let own = [
-            ("namespace", "sentry"),
-            ("pod", "sentry-q5kz2"),
-            ("container", "sentry"),
-            ("role", role),
-        ];
-        assert!(scrape.count(CONNECTS, &own) > 0, "{role}");
-    }
-
-    let device = LoopDevice::new(1 << 20).unwrap();
-    let name = device.path().file_name().unwrap().to_str().unwrap();
-    undisturbed(&device, || {
-        let reads = || {
-            let labels = [("device", name), ("operation", "read")];
-            named(&agent.scrape(), IO, &labels)
-        };
-        let before = reads();
-        let mut expected = BTreeMap::new();
-        for (seat, owner, count) in [
-            (web_seat, owner("web-0", "app"), 11),
-            (db_seat, owner("db-0", "db"), 12),
-            (batch_seat, owner("batch", "main"), 13),
-            (&registry_seat, of_registry.clone(), 14),
-            (&newer_seat, owner("newer", "new"), 15),
-        ] {
-            let file = device.path().display();
-            seat.run(&format!("read --file {file} --direct --count {count}"));
-            expected.insert(owner, count);
-        }
-        let mut found = reads();
-        for (owner, count) in before {
-            *found.get_mut(&owner).unwrap() -= count;
-        }
-        (found, expected)
-    });
-    drop(device);
+    let [web, db, batch] = &seats;
+    assert_reads(
+        &agent,
+        &[
+            (web, owner("web-0", "app")),
+            (db, owner("db-0", "db")),
+            (batch, owner("batch", "main")),
+            (&registry_seat, of_registry),
+            (&newer_seat, owner("newer", "new")),
+        ],
+    );
     drop(listener);
 
-    let End {
-        status,
-        stdout,
-        stderr,
-        took,
-    } = agent.end(Signal::TERM);
-    assert_eq!(status.code(), Some(0), "{stderr}");
-    assert_eq!(stdout, "");
-    for level in ["ERROR", "WARN"] {
-        assert_eq!(said(&stderr, level), [""; 0], "{stderr}");
-    }
-    assert!(took < home.manifest.grace(), "{took:?}");
-    home.leave();
+    home.end(agent, &[]);
 }
 
 #[test]
@@ -656,14 +669,10 @@ fn what_service_links_would_set_is_only_warned_of() {
         ("SENTRY_SERVICE_PORT", "9763"),
     ]);
     assert_eq!(home.probed("readinessProbe"), 200);
-    let End { status, stderr, .. } = agent.end(Signal::TERM);
-    assert_eq!(status.code(), Some(0), "{stderr}");
-    assert_eq!(
-        said(&stderr, "WARN"),
-        [
-            "environment: ignored, since these are not settings: SENTRY_PORT, SENTRY_PORT_9763_TCP, SENTRY_SERVICE_HOST, SENTRY_SERVICE_PORT"
-        ]
+    home.end(
+        agent,
+        &[
+            "environment: ignored, since these are not settings: SENTRY_PORT, SENTRY_PORT_9763_TCP, SENTRY_SERVICE_HOST, SENTRY_SERVICE_PORT",
+        ],
     );
-    assert_eq!(said(&stderr, "ERROR"), [""; 0], "{stderr}");
-    home.leave();
 }
