@@ -1313,6 +1313,42 @@ mod tests {
     }
 
     #[test]
+    fn the_manifest_sets_what_is_meant() {
+        let manifest = include_str!("../../deploy/deploy-sentry.yaml");
+        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(manifest).unwrap();
+        let mut sets = documents
+            .iter()
+            .filter(|document| document["kind"] == "DaemonSet");
+        let pod = &sets.next().unwrap()["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
+        let variables = pod["containers"][0]["env"].as_array().unwrap();
+        let env: Vec<(&str, &str)> = variables
+            .iter()
+            .map(|variable| {
+                let field = &variable["valueFrom"]["fieldRef"]["fieldPath"];
+                let value = match field.as_str() {
+                    Some(path) => (path == "spec.nodeName").then_some("node-1"),
+                    None => variable["value"].as_str(),
+                };
+                (variable["name"].as_str().unwrap(), value.unwrap())
+            })
+            .collect();
+        let expected = Config {
+            listen: "[::]:9763".parse().unwrap(),
+            log_format: LogFormat::Json,
+            probes: vec!["tcp".into(), "disk".into()],
+            series_max: 4096,
+            aggregate: Aggregate::Container,
+            node: Some("node-1".into()),
+            rootfs: "/host".into(),
+            ..defaults()
+        };
+        assert_eq!(agent("", &env, None), expected);
+        // What Kubernetes would set for a Service named `sentry`.
+        assert_eq!(pod["enableServiceLinks"], false);
+    }
+
+    #[test]
     fn a_misspelt_variable_is_told_apart() {
         let env = [
             ("SENTRY_WEB_LISTENADDRESS", ":1"),

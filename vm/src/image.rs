@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The host's programs that tests call, and those that init does.
-const PROGRAMS: [&str; 22] = [
+const PROGRAMS: [&str; 23] = [
     "blkdiscard",
+    "capsh",
     "cat",
     "chroot",
     "dd",

@@ -4,7 +4,7 @@ use crate::exposition::{Exposition, Format};
 use crate::host::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -81,6 +81,7 @@ pub(crate) struct Agent {
     process: Child,
     printed: Option<[Printed; 2]>,
     address: SocketAddr,
+    pid: u32,
 }
 
 /// How an agent ended, and what it had printed.
@@ -114,6 +115,7 @@ impl Agent {
         let stdout = Printed::follow(process.stdout.take().unwrap());
         let stderr = Printed::follow(process.stderr.take().unwrap());
         let mut agent = Self {
+            pid: process.id(),
             process,
             printed: Some([stdout, stderr]),
             address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
@@ -129,8 +131,15 @@ impl Agent {
         agent
     }
 
+    /// The same, where what was started is but the parent of the agent, in whose network it has this address.
+    pub(crate) fn inside(mut self, pid: u32, address: IpAddr) -> Self {
+        self.pid = pid;
+        self.address.set_ip(address);
+        self
+    }
+
     pub(crate) fn pid(&self) -> u32 {
-        self.process.id()
+        self.pid
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

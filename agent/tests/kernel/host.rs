@@ -138,10 +138,13 @@ pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     pub(crate) fn new() -> Self {
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    pub(crate) fn new_in(around: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("sentry-kernel-{}-{count}", std::process::id()));
+        let path = around.join(format!("sentry-kernel-{}-{count}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }

@@ -11,8 +11,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What `deploy/kubernetes` adds to none, by their numbers: `BPF`, `PERFMON` and `DAC_READ_SEARCH`.
-const ADDED: [u32; 3] = [39, 38, 2];
+/// What `deploy/kubernetes` adds to none.
+const ADDED: u64 = BOTH | DAC_READ_SEARCH;
 
 /// A root of the image, with proc and sys where a runtime mounts them, read-only, and out of everybody else's sight.
 /// capsh changes into it, where there is no other program; it takes what is to be dropped by its number.
@@ -39,19 +39,24 @@ fn root(test: &str) -> Option<PathBuf> {
     root
 }
 
-/// A command of the image's program that may come to these capabilities.
-fn in_image(root: &PathBuf, bounding: &[u32], args: &str) -> Command {
+/// All capabilities of this kernel but these, by their numbers, as capsh takes what is to be dropped.
+pub(crate) fn all_but(bounding: u64) -> String {
     let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap();
-    let dropped: Vec<String> = (0..=last.trim().parse().unwrap())
-        .filter(|number| !bounding.contains(number))
+    let dropped: Vec<String> = (0..=last.trim().parse::<u32>().unwrap())
+        .filter(|number| bounding & 1 << number == 0)
         .map(|number| number.to_string())
         .collect();
+    dropped.join(",")
+}
+
+/// A command of the image's program that may come to these capabilities.
+fn in_image(root: &PathBuf, bounding: u64, args: &str) -> Command {
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--propagation", "private"])
         .args(["sh", "-euc", ENTER])
         .arg(root)
-        .arg(dropped.join(","))
+        .arg(all_but(bounding))
         .args(args.split_whitespace());
     without_settings(&mut command);
     command
@@ -63,7 +68,7 @@ fn its_program_runs_in_an_empty_root() {
     let Some(root) = root("its_program_runs_in_an_empty_root") else {
         return;
     };
-    let version = output(in_image(&root, &[], "--version"));
+    let version = output(in_image(&root, 0, "--version"));
     let stdout = String::from_utf8(version.stdout).unwrap();
     assert_eq!(
         stdout,
@@ -79,7 +84,7 @@ fn its_program_runs_in_an_empty_root() {
     assert_eq!(names, ["proc", "sentry", "sys"].map(str::to_owned).into());
 
     let check = "check --probes tcp,disk --format json";
-    let report = checked(in_image(&root, &ADDED, check));
+    let report = checked(in_image(&root, ADDED, check));
     assert_eq!(
         fact(&report, "privileges").0,
         "CAP_BPF and CAP_PERFMON are there"
@@ -89,7 +94,7 @@ fn its_program_runs_in_an_empty_root() {
         "CAP_BPF, CAP_PERFMON, CAP_DAC_READ_SEARCH, as uid 65532"
     );
 
-    let agent = Agent::spawn(in_image(&root, &ADDED, "--probes tcp,disk"));
+    let agent = Agent::spawn(in_image(&root, ADDED, "--probes tcp,disk"));
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     assert_eq!(field(&status, "Uid:"), "65532\t65532\t65532\t65532");
     assert_eq!(field(&status, "Gid:"), "65532\t65532\t65532\t65532");
@@ -107,7 +112,7 @@ fn without_capabilities_it_says_so() {
     let Some(root) = root("without_capabilities_it_says_so") else {
         return;
     };
-    let refused = output(in_image(&root, &[], ""));
+    let refused = output(in_image(&root, 0, ""));
     let stderr = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1), "{stderr}");
     assert_eq!(

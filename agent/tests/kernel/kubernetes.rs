@@ -13,21 +13,21 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const CONNECTS: &str = "sentry_tcp_handshake_duration_seconds_count";
-const IO: &str = "sentry_disk_io_duration_seconds_count";
+pub(crate) const CONNECTS: &str = "sentry_tcp_handshake_duration_seconds_count";
+pub(crate) const IO: &str = "sentry_disk_io_duration_seconds_count";
 const BYTES: &str = "sentry_disk_bytes_total";
 const MIB: u64 = 1 << 20;
 
 /// Whose processes run in a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Owner {
-    namespace: String,
-    pod: String,
-    container: String,
+pub(crate) struct Owner {
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) container: String,
 }
 
 impl Owner {
-    fn new(namespace: &str, pod: &str, container: &str) -> Self {
+    pub(crate) fn new(namespace: &str, pod: &str, container: &str) -> Self {
         Self {
             namespace: namespace.to_owned(),
             pod: pod.to_owned(),
@@ -41,7 +41,11 @@ impl Owner {
 }
 
 /// All samples of a metric by owner, below a path of cgroups or anywhere.
-fn by_owner(scrape: &Exposition, metric: &str, further: &[(&str, &str)]) -> BTreeMap<Owner, u64> {
+pub(crate) fn by_owner(
+    scrape: &Exposition,
+    metric: &str,
+    further: &[(&str, &str)],
+) -> BTreeMap<Owner, u64> {
     let mut found = BTreeMap::new();
     for sample in scrape.matching(metric, further) {
         *found.entry(Owner::of(&sample.labels)).or_default() += as_count(sample.value);

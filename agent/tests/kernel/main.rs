@@ -17,6 +17,7 @@ mod cuda;
 mod disk;
 mod exposition;
 mod gpu;
+mod home;
 mod host;
 mod http;
 mod image;

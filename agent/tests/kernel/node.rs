@@ -8,7 +8,8 @@ use sentry_bench::cgroup::CgroupRoots;
 use sentry_bench::kubernetes::{ApiServer, Options, Pod};
 use serde_json::{Value, json};
 use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -178,6 +179,8 @@ impl Node {
     fn state(&self, folder: &str, file: &str, state: &Value) {
         let folder = self.rootfs().join(folder);
         fs::create_dir_all(&folder).unwrap();
+        // Runtimes let nobody else look in.
+        fs::set_permissions(&folder, Permissions::from_mode(0o700)).unwrap();
         fs::write(folder.join(file), state.to_string()).unwrap();
     }
 
@@ -219,10 +222,19 @@ pub(crate) fn wait_until_up(agent: &Agent) {
 pub(crate) struct Seat {
     /// From the root of its hierarchy.
     pub(crate) path: String,
-    folders: Vec<PathBuf>,
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 impl Seat {
+    /// A command that joins it and then becomes the program that its further arguments name.
+    pub(crate) fn enter(&self) -> Command {
+        let script = "while [ \"$1\" != -- ]; do echo 0 >\"$1/cgroup.procs\"; shift; done; shift; exec \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-euc", script, "sh"]).args(&self.folders);
+        command.arg("--");
+        command
+    }
+
     /// A command of the load generator in it.
     pub(crate) fn command(&self, args: &str) -> Command {
         let mut command = load::command(args, &[]);

@@ -29,7 +29,7 @@ const SYS_ADMIN: u64 = 1 << 21;
 const CHECKPOINT_RESTORE: u64 = 1 << 40;
 
 /// What looking for programs that use CUDA takes besides.
-const CUDA: u64 = DAC_READ_SEARCH | SYS_PTRACE | CHECKPOINT_RESTORE;
+pub(crate) const CUDA: u64 = DAC_READ_SEARCH | SYS_PTRACE | CHECKPOINT_RESTORE;
 
 /// What attaching to them takes besides on this host: where functions are hooked by `perf_event_open()`, which is for
 /// the administrator alone.
@@ -54,7 +54,7 @@ pub(crate) fn field<'a>(status: &'a str, name: &str) -> &'a str {
 }
 
 /// What the log says of the capabilities.
-fn said_to_be_kept(agent: &Agent) -> String {
+pub(crate) fn said_to_be_kept(agent: &Agent) -> String {
     let log = agent.log();
     let mut lines = log
         .lines()
@@ -65,7 +65,7 @@ fn said_to_be_kept(agent: &Agent) -> String {
 }
 
 /// The mask of the capabilities that a line names.
-fn mask(line: &str) -> u64 {
+pub(crate) fn mask(line: &str) -> u64 {
     let words = line.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
     words
         .filter(|word| word.starts_with("CAP_"))
@@ -252,7 +252,7 @@ fn each_missing_capability_is_one_line() {
 
 /// Gives a copy of the program these capabilities as the image's has them: permitted, and not effective. Whether the
 /// filesystem keeps them.
-fn with_file_capabilities(folder: &Folder, permitted: u64) -> bool {
+pub(crate) fn with_file_capabilities(folder: &Folder, permitted: u64) -> bool {
     // `struct vfs_cap_data` of `include/uapi/linux/capability.h`, its second revision: permitted and inheritable, the
     // lower halves first.
     let (low, high) = (permitted & u64::from(u32::MAX), permitted >> 32);

@@ -1,4 +1,5 @@
-//! A Kubernetes API server for tests: pods, which can be listed and watched, on loopback over HTTP/1.1 or TLS.
+//! A Kubernetes API server for tests: pods, which can be listed and watched, over HTTP/1.1 or TLS, on
+//! loopback unless told otherwise.
 //!
 //! It does what clients of a real one rely on: field selectors, pages, versions, watches with bookmarks that end in time
 //! and tell `410 Gone` when their version is no longer in the history. And it misbehaves when told to: see [`Fault`] and
@@ -17,7 +18,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -29,7 +30,9 @@ const PATH: &str = "/api/v1/pods";
 /// How an [`ApiServer`] is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Speaks TLS, with a certificate of its own authority for 127.0.0.1 and `localhost`.
+    /// The address of this machine to listen on.
+    pub address: IpAddr,
+    /// Speaks TLS, with a certificate of its own authority for that address, 127.0.0.1 and `localhost`.
     pub tls: bool,
     /// The bearer token that is asked for.
     pub token: Option<String>,
@@ -46,6 +49,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            address: Ipv4Addr::LOCALHOST.into(),
             tls: false,
             token: None,
             history: 1000,
@@ -150,12 +154,13 @@ struct Watching {
 }
 
 impl ApiServer {
-    /// Starts one on a free port of 127.0.0.1.
+    /// Starts one on a free port.
     ///
     /// # Errors
     /// When no port, thread or certificate can be had.
     pub fn start(options: Options) -> Result<Self> {
-        let identity = options.tls.then(Identity::new).transpose()?;
+        let address = options.address;
+        let identity = options.tls.then(|| Identity::new(address)).transpose()?;
         let state = State {
             token: options.token.clone(),
             version: 1000,
@@ -168,7 +173,7 @@ impl ApiServer {
                 state: Mutex::new(state),
                 news: Condvar::new(),
             }),
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            address: SocketAddr::new(address, 0),
             running: None,
         };
         server.resume()?;

@@ -1,11 +1,11 @@
-//! An authority, and a certificate for this machine's loopback that it signed.
+//! An authority, and a certificate for this machine that it signed.
 
 use crate::{Error, Result};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use std::io;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -16,7 +16,8 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn new() -> Result<Self> {
+    /// For loopback and this address.
+    pub(super) fn new(address: IpAddr) -> Result<Self> {
         let cannot =
             |error: &dyn std::error::Error| Error::Argument(format!("make a certificate: {error}"));
         let make = || -> std::result::Result<_, rcgen::Error> {
@@ -26,7 +27,11 @@ impl Identity {
             let authority_pem = authority.self_signed(&authority_key)?.pem();
             let issuer = Issuer::new(authority, authority_key);
             let key = KeyPair::generate()?;
-            let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+            let names = vec![
+                "127.0.0.1".to_owned(),
+                "localhost".to_owned(),
+                address.to_string(),
+            ];
             let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
             Ok((
                 authority_pem,
