@@ -46,7 +46,7 @@ const BAD_VALUES: [(&str, &str); 9] = [
 
 /// Writes the manifest in one file anew.
 pub(crate) fn write() -> anyhow::Result<()> {
-    let text = Tools::fetch()?.kustomize("plain", &[])?;
+    let text = Tools::fetch()?.kustomize("plain", &[], json!({}))?;
     fs::write(ONE_FILE, format!("{HEADER}{text}")).context(ONE_FILE)
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     metrics_exist()?;
     let tools = Tools::fetch()?;
     tools.refuses_bad_values()?;
-    let plain = tools.kustomize("plain", &[])?;
+    let plain = tools.kustomize("plain", &[], json!({}))?;
     ensure!(
         fs::read_to_string(ONE_FILE).is_ok_and(|text| text == format!("{HEADER}{plain}")),
         "{ONE_FILE}: not what {MANIFESTS}/overlays/plain is; `make manifests` writes it anew"
@@ -77,7 +77,8 @@ pub(crate) fn check() -> anyhow::Result<()> {
     let mut renderings = Vec::new();
     for (overlay, components, values, gpu) in PAIRS {
         let name = [&[*overlay], *components].concat().join("-");
-        let manifests = Rendering::read(&name, &tools.kustomize(overlay, components)?)?;
+        let text = tools.kustomize(overlay, components, json!({}))?;
+        let manifests = Rendering::read(&name, &text)?;
         let chart = Rendering::read(&format!("chart-{name}"), &tools.helm(values)?)?;
         for rendering in [&manifests, &chart] {
             rendering
@@ -92,7 +93,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
         let text = if overlay.is_empty() {
             tools.helm(values)?
         } else {
-            tools.kustomize(overlay, &[])?
+            tools.kustomize(overlay, &[], json!({}))?
         };
         let rendering = Rendering::read(name, &text)?;
         rendering
@@ -100,6 +101,29 @@ pub(crate) fn check() -> anyhow::Result<()> {
             .and_then(|()| rendering.consistent())
             .and_then(|()| rendering.says(outcomes))
             .context(*name)?;
+        renderings.push(rendering);
+    }
+    for (name, called, namespace, fields) in [
+        (
+            "kind-namespace",
+            "sentry",
+            "elsewhere",
+            json!({"namespace": "elsewhere"}),
+        ),
+        (
+            "kind-namespace-suffix",
+            "sentry-two",
+            "elsewhere",
+            json!({"namespace": "elsewhere", "nameSuffix": "-two"}),
+        ),
+    ] {
+        let mut rendering = Rendering::read(name, &tools.kustomize("kind", &[], fields)?)?;
+        called.clone_into(&mut rendering.called);
+        namespace.clone_into(&mut rendering.namespace);
+        rendering
+            .hardened(0)
+            .and_then(|()| rendering.consistent())
+            .context(name)?;
         renderings.push(rendering);
     }
     tools.validate(&renderings)
@@ -293,8 +317,13 @@ impl Tools {
         })
     }
 
-    /// An overlay with components, as kustomize renders it.
-    fn kustomize(&self, overlay: &str, components: &[&str]) -> anyhow::Result<String> {
+    /// An overlay with components, as kustomize renders it in one that has these fields besides.
+    fn kustomize(
+        &self,
+        overlay: &str,
+        components: &[&str],
+        mut fields: Value,
+    ) -> anyhow::Result<String> {
         // kustomize takes no absolute paths.
         let up = "../".repeat(self.folder.components().count());
         let root = env::current_dir()?.canonicalize()?;
@@ -308,13 +337,11 @@ impl Tools {
             .iter()
             .map(|name| path(format!("components/{name}")))
             .collect();
-        let kustomization = json!({
-            "resources": [path(format!("overlays/{overlay}"))],
-            "components": components,
-        });
+        fields["resources"] = json!([path(format!("overlays/{overlay}"))]);
+        fields["components"] = json!(components);
         let folder = self.folder.join("overlay");
         fs::create_dir_all(&folder)?;
-        fs::write(folder.join("kustomization.yaml"), kustomization.to_string())?;
+        fs::write(folder.join("kustomization.yaml"), fields.to_string())?;
         said(Command::new(&self.kustomize).arg("build").arg(folder))
     }
 
@@ -401,6 +428,9 @@ fn said(command: &mut Command) -> anyhow::Result<String> {
 /// What is applied to a cluster.
 struct Rendering {
     name: String,
+    /// What the agent's objects are called, and the namespace they are in.
+    called: String,
+    namespace: String,
     documents: Vec<Value>,
 }
 
@@ -411,14 +441,16 @@ impl Rendering {
         let documents = documents.into_iter().filter(Value::is_object).collect();
         Ok(Self {
             name: name.to_owned(),
+            called: "sentry".to_owned(),
+            namespace: "sentry".to_owned(),
             documents,
         })
     }
 
-    /// The one document of a kind that is called `sentry`.
+    /// The one document of a kind that is the agent's, by its name.
     fn one(&self, kind: &str) -> anyhow::Result<&Value> {
         let called = |document: &&Value| {
-            document["kind"] == kind && document["metadata"]["name"] == "sentry"
+            document["kind"] == kind && document["metadata"]["name"] == self.called.as_str()
         };
         let mut documents = self.documents.iter().filter(called);
         let found = documents.next().with_context(|| format!("no {kind}"))?;
@@ -585,12 +617,59 @@ impl Rendering {
                 "PrometheusRule: not what {RULES} is"
             );
         }
-        let account = &template["spec"]["serviceAccountName"];
-        let subjects = &self.one("ClusterRoleBinding")?["subjects"];
+        let namespace = &daemonset["metadata"]["namespace"];
         ensure!(
-            *subjects
-                == json!([{"kind": "ServiceAccount", "name": account, "namespace": "sentry"}]),
-            "ClusterRoleBinding: it is for another account"
+            *namespace == self.namespace.as_str(),
+            "DaemonSet: its namespace is {namespace}, not {}",
+            self.namespace
+        );
+        if self.has("PriorityClass") {
+            let class = &self.one("PriorityClass")?["metadata"]["name"];
+            ensure!(
+                template["spec"]["priorityClassName"] == *class,
+                "PriorityClass: the pods have another"
+            );
+        }
+        self.bound(
+            "ClusterRole",
+            &self.called,
+            &template["spec"]["serviceAccountName"],
+        )?;
+        if self.has("RoleBinding") {
+            let mut documents = self.documents.iter();
+            let deployment = documents.find(|document| {
+                document["kind"] == "Deployment"
+                    && document["spec"]["template"]["spec"]["serviceAccountName"].is_string()
+            });
+            let deployment = deployment.context("RoleBinding: no Deployment has an account")?;
+            let name = deployment["metadata"]["name"].as_str().unwrap_or_default();
+            let account = &deployment["spec"]["template"]["spec"]["serviceAccountName"];
+            self.bound("Role", name, account)?;
+        }
+        Ok(())
+    }
+
+    /// The binding of this name gives a role, of the same name, to this account of the namespace.
+    fn bound(&self, role: &str, name: &str, account: &Value) -> anyhow::Result<()> {
+        let kind = format!("{role}Binding");
+        let mut documents = self.documents.iter();
+        let binding = documents
+            .find(|document| document["kind"] == kind && document["metadata"]["name"] == name)
+            .with_context(|| format!("no {kind} {name}"))?;
+        let wanted =
+            json!([{"kind": "ServiceAccount", "name": account, "namespace": self.namespace}]);
+        ensure!(
+            binding["subjects"] == wanted,
+            "{kind} {name}: it is for {}, not {wanted}",
+            binding["subjects"]
+        );
+        let mut documents = self.documents.iter();
+        ensure!(
+            binding["roleRef"]["kind"] == role
+                && documents.any(|document| document["kind"] == role
+                    && document["metadata"]["name"] == binding["roleRef"]["name"]),
+            "{kind} {name}: there is no role {}",
+            binding["roleRef"]
         );
         Ok(())
     }
@@ -801,8 +880,8 @@ mod tests {
                 Value::Array(items) => items[key.parse::<usize>().unwrap()] = value,
                 parent => parent[key] = value,
             }
-            let name = "changed".to_owned();
-            let changed = Rendering { name, documents };
+            let mut changed = Rendering::read("changed", "").unwrap();
+            changed.documents = documents;
             assert!(changed.hardened(0).is_err(), "{place}");
         }
     }
