@@ -32,7 +32,7 @@ const CAPABILITIES: [&[&str]; 3] = [
 ];
 
 /// Values that the chart's schema must refuse, with what Helm says of them.
-const BAD_VALUES: [(&str, &str); 9] = [
+const BAD_VALUES: &[(&str, &str)] = &[
     ("nonesuch=1", "nonesuch is not allowed"),
     ("gpu.nonesuch=true", "nonesuch is not allowed"),
     ("image.pullPolicy=Sometimes", "pullPolicy"),
@@ -42,6 +42,76 @@ const BAD_VALUES: [(&str, &str); 9] = [
     ("aggregateBy=cluster", "aggregateBy"),
     ("extraArgs={log.level=debug}", "extraArgs"),
     ("serviceAccount.create=false", "serviceAccount.name: needed"),
+    ("affinity.nonesuch=1", "nonesuch is not allowed"),
+    ("gpu.sysAdmin=true", "gpu.enabled does not match: true"),
+    (
+        "prometheusRule.enabled=true",
+        "prometheusRule.enabled: needs podMonitor.enabled",
+    ),
+    (
+        "podLabels={app,a.b,a-b}",
+        "podLabels: a.b and a-b would both be label_a_b",
+    ),
+    ("podLabels={a..b/c}", "podLabels.0: Does not match"),
+    ("podLabels={/c}", "podLabels.0: Does not match"),
+    ("podLabels={a/}", "podLabels.0: Does not match"),
+    ("podLabels={a-}", "podLabels.0: Does not match"),
+    (
+        "extraRuntimeFolders={run}",
+        "extraRuntimeFolders.0: Does not match",
+    ),
+    (
+        "extraRuntimeFolders={/run/../etc}",
+        "extraRuntimeFolders.0: Does not match",
+    ),
+    (
+        "extraRuntimeFolders={/var/lib/docker/containers}",
+        "extraRuntimeFolders: /var/lib/docker/containers is mounted already",
+    ),
+    ("image=null", "image is required"),
+    ("image.repository=null", "image: repository is required"),
+    ("image.tag=null", "image: tag is required"),
+    ("image.pullPolicy=null", "image: pullPolicy is required"),
+    ("probes=null", "probes is required"),
+    ("seriesMax=null", "seriesMax is required"),
+    ("aggregateBy=null", "aggregateBy is required"),
+    ("gpu=null", "gpu is required"),
+    ("gpu.enabled=null", "gpu: enabled is required"),
+    ("gpu.sysAdmin=null", "gpu: sysAdmin is required"),
+    ("priorityClass=null", "priorityClass is required"),
+    (
+        "priorityClass.create=null",
+        "priorityClass: create is required",
+    ),
+    ("priorityClass.name=null", "priorityClass: name is required"),
+    ("serviceAccount=null", "serviceAccount is required"),
+    (
+        "serviceAccount.create=null",
+        "serviceAccount: create is required",
+    ),
+    (
+        "serviceAccount.name=null",
+        "serviceAccount: name is required",
+    ),
+    ("networkPolicy=null", "networkPolicy is required"),
+    (
+        "networkPolicy.enabled=null",
+        "networkPolicy: enabled is required",
+    ),
+    ("podMonitor=null", "podMonitor is required"),
+    ("podMonitor.enabled=null", "podMonitor: enabled is required"),
+    ("prometheusRule=null", "prometheusRule is required"),
+    (
+        "prometheusRule.enabled=null",
+        "prometheusRule: enabled is required",
+    ),
+];
+
+/// Two releases beside each other: what each is called, its values, its number of gpu components, and how its pods
+/// choose nodes by the label of those with GPUs.
+const RELEASES: [(&str, &str, usize, &str); 2] = [
+    ("sentry", "deploy/helm/nodes-without-gpu.yaml", 0, "NotIn"),
+    ("sentry-gpu", "deploy/helm/nodes-with-gpu.yaml", 1, "In"),
 ];
 
 /// Writes the manifest in one file anew.
@@ -79,7 +149,10 @@ pub(crate) fn check() -> anyhow::Result<()> {
         let name = [&[*overlay], *components].concat().join("-");
         let text = tools.kustomize(overlay, components, json!({}))?;
         let manifests = Rendering::read(&name, &text)?;
-        let chart = Rendering::read(&format!("chart-{name}"), &tools.helm(values)?)?;
+        let chart = Rendering::read(
+            &format!("chart-{name}"),
+            &tools.helm("sentry", values, &[])?,
+        )?;
         for rendering in [&manifests, &chart] {
             rendering
                 .hardened(*gpu)
@@ -91,7 +164,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     }
     for (name, overlay, values, outcomes) in OTHERS {
         let text = if overlay.is_empty() {
-            tools.helm(values)?
+            tools.helm("sentry", values, &[])?
         } else {
             tools.kustomize(overlay, &[], json!({}))?
         };
@@ -126,6 +199,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
             .context(name)?;
         renderings.push(rendering);
     }
+    renderings.extend(tools.releases()?);
     tools.validate(&renderings)
 }
 
@@ -179,6 +253,10 @@ type Other = (
     &'static [&'static str],
     &'static [(&'static str, &'static str)],
 );
+/// The first thing that the pods ask of a node's labels.
+const REQUIRED_OF_NODES: &str = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution\
+    /nodeSelectorTerms/0/matchExpressions/0";
+
 const OTHERS: &[Other] = &[
     (
         "kind",
@@ -243,6 +321,7 @@ const OTHERS: &[Other] = &[
         &[
             "resources.limits.memory=128Mi",
             "nodeSelector.disk=ssd",
+            "affinity=null",
             "tolerations=null",
             "priorityClass.create=false",
         ],
@@ -253,10 +332,48 @@ const OTHERS: &[Other] = &[
             ),
             (
                 "/spec/nodeSelector",
-                "{\"disk\":\"ssd\",\"kubernetes.io/os\":\"linux\"}",
+                "{\"disk\":\"ssd\",\"kubernetes.io/arch\":\"amd64\",\"kubernetes.io/os\":\"linux\"}",
             ),
+            ("/spec/affinity", "null"),
             ("/spec/tolerations", "null"),
             ("/spec/priorityClassName", "null"),
+        ],
+    ),
+    (
+        "chart-runtimes",
+        "",
+        &["extraRuntimeFolders={/run/k0s/containerd/io.containerd.runtime.v2.task,/b}"],
+        &[
+            (
+                "/spec/volumes/extra-0/hostPath/path",
+                "\"/run/k0s/containerd/io.containerd.runtime.v2.task\"",
+            ),
+            (
+                "/spec/containers/sentry/volumeMounts/extra-0/mountPath",
+                "\"/host/run/k0s/containerd/io.containerd.runtime.v2.task\"",
+            ),
+            ("/spec/volumes/extra-1/hostPath/path", "\"/b\""),
+        ],
+    ),
+    (
+        "chart-empty",
+        "",
+        &[
+            "imagePullSecrets=null",
+            "podLabels=null",
+            "extraArgs=null",
+            "extraRuntimeFolders=null",
+            "resources=null",
+            "nodeSelector=null",
+        ],
+        &[
+            (
+                "/spec/containers/sentry/env/SENTRY_KUBERNETES_POD_LABELS",
+                "null",
+            ),
+            ("/spec/containers/sentry/args", "null"),
+            ("/spec/containers/sentry/resources", "null"),
+            ("/spec/nodeSelector", "null"),
         ],
     ),
     (
@@ -354,14 +471,72 @@ impl Tools {
         helm
     }
 
-    /// The chart with these values, as Helm renders it; linted as well.
-    fn helm(&self, values: &[&str]) -> anyhow::Result<String> {
-        said(&mut self.helm_command(&["lint", "--strict", CHART], values))?;
-        said(&mut self.helm_command(&["template", "sentry", CHART], values))
+    /// The chart with these values and files of values, as Helm renders it; linted as well.
+    fn helm(&self, release: &str, values: &[&str], files: &[&str]) -> anyhow::Result<String> {
+        let files: Vec<_> = files.iter().flat_map(|file| ["--values", file]).collect();
+        let run = |command: &[&str]| said(self.helm_command(command, values).args(&files));
+        run(&["lint", "--strict", CHART])?;
+        run(&["template", release, CHART])
+    }
+
+    /// Two releases that are installed beside each other, each for nodes of its own.
+    fn releases(&self) -> anyhow::Result<Vec<Rendering>> {
+        let mut renderings: Vec<Rendering> = Vec::new();
+        for (release, file, gpu, operator) in RELEASES {
+            let text = self.helm(release, &[], &[file])?;
+            let mut rendering = Rendering::read(&format!("chart-{release}-nodes"), &text)?;
+            release.clone_into(&mut rendering.called);
+            let wanted = json!({
+                "key": "nvidia.com/gpu.present",
+                "operator": operator,
+                "values": ["true"],
+            });
+            rendering
+                .hardened(gpu)
+                .and_then(|()| rendering.consistent())
+                .and_then(|()| rendering.says(&[(REQUIRED_OF_NODES, &wanted.to_string())]))
+                .context(file)?;
+            renderings.push(rendering);
+        }
+        let objects = |rendering: &Rendering| -> Vec<_> {
+            let documents = rendering.documents.iter();
+            let object = |document: &Value| {
+                (
+                    document["kind"].clone(),
+                    document["metadata"]["name"].clone(),
+                )
+            };
+            documents.map(object).collect()
+        };
+        let (one, other) = (objects(&renderings[0]), objects(&renderings[1]));
+        let shared = one.iter().find(|object| other.contains(object));
+        ensure!(shared.is_none(), "two releases have {shared:?}");
+        Ok(renderings)
     }
 
     fn refuses_bad_values(&self) -> anyhow::Result<()> {
-        for (value, reason) in BAD_VALUES {
+        let mut bad_values: Vec<_> = BAD_VALUES
+            .iter()
+            .map(|(value, reason)| ((*value).to_owned(), *reason))
+            .collect();
+        // One more, or longer by one, than the most that is allowed.
+        let labels = |count, prefix, name| {
+            let prefix = "p".repeat(prefix);
+            let label = |number| format!("{prefix}/{number:a>name$}");
+            let labels: Vec<_> = (0..count).map(label).collect();
+            format!("podLabels={{{}}}", labels.join(","))
+        };
+        self.helm("sentry", &[&labels(16, 253, 63)], &[])?;
+        bad_values.extend([
+            (
+                labels(17, 1, 2),
+                "podLabels: Array must have at most 16 items",
+            ),
+            (labels(1, 254, 1), "podLabels.0: Does not match"),
+            (labels(1, 1, 64), "podLabels.0: Does not match"),
+        ]);
+        for (value, reason) in bad_values {
+            let value = value.as_str();
             let refused = said(&mut self.helm_command(&["template", "sentry", CHART], &[value]));
             let Err(error) = refused else {
                 bail!("{CHART}: {value} is not refused");
