@@ -176,18 +176,24 @@ pub(crate) fn check() -> anyhow::Result<()> {
             .context(*name)?;
         renderings.push(rendering);
     }
+    // kustomize itself leaves the name of the Namespace.
+    let renamed = json!({
+        "target": {"kind": "Namespace"},
+        "options": {"allowNameChange": true},
+        "patch": "- {op: replace, path: /metadata/name, value: elsewhere}",
+    });
     for (name, called, namespace, fields) in [
         (
             "kind-namespace",
             "sentry",
             "elsewhere",
-            json!({"namespace": "elsewhere"}),
+            json!({"namespace": "elsewhere", "patches": [renamed]}),
         ),
         (
             "kind-namespace-suffix",
             "sentry-two",
             "elsewhere",
-            json!({"namespace": "elsewhere", "nameSuffix": "-two"}),
+            json!({"namespace": "elsewhere", "nameSuffix": "-two", "patches": [renamed]}),
         ),
     ] {
         let mut rendering = Rendering::read(name, &tools.kustomize("kind", &[], fields)?)?;
@@ -262,7 +268,17 @@ const OTHERS: &[Other] = &[
         "kind",
         "kind",
         &[],
-        &[("/spec/containers/sentry/imagePullPolicy", "\"Never\"")],
+        &[
+            ("/spec/containers/sentry/imagePullPolicy", "\"Never\""),
+            (
+                "/spec/nodeSelector",
+                "{\"kubernetes.io/arch\":\"amd64\",\"kubernetes.io/os\":\"linux\"}",
+            ),
+            (
+                REQUIRED_OF_NODES,
+                "{\"key\":\"type\",\"operator\":\"NotIn\",\"values\":[\"virtual-kubelet\"]}",
+            ),
+        ],
     ),
     (
         "chart-registry",
@@ -796,6 +812,13 @@ impl Rendering {
         ensure!(
             *namespace == self.namespace.as_str(),
             "DaemonSet: its namespace is {namespace}, not {}",
+            self.namespace
+        );
+        let mut documents = self.documents.iter();
+        ensure!(
+            documents.all(|document| document["kind"] != "Namespace"
+                || document["metadata"]["name"] == self.namespace.as_str()),
+            "a Namespace is not {}",
             self.namespace
         );
         if self.has("PriorityClass") {
