@@ -32,7 +32,7 @@ const CAPABILITIES: [&[&str]; 3] = [
 ];
 
 /// Values that the chart's schema must refuse, with what Helm says of them.
-const BAD_VALUES: [(&str, &str); 9] = [
+const BAD_VALUES: &[(&str, &str)] = &[
     ("nonesuch=1", "nonesuch is not allowed"),
     ("gpu.nonesuch=true", "nonesuch is not allowed"),
     ("image.pullPolicy=Sometimes", "pullPolicy"),
@@ -42,11 +42,81 @@ const BAD_VALUES: [(&str, &str); 9] = [
     ("aggregateBy=cluster", "aggregateBy"),
     ("extraArgs={log.level=debug}", "extraArgs"),
     ("serviceAccount.create=false", "serviceAccount.name: needed"),
+    ("affinity.nonesuch=1", "nonesuch is not allowed"),
+    ("gpu.sysAdmin=true", "gpu.enabled does not match: true"),
+    (
+        "prometheusRule.enabled=true",
+        "prometheusRule.enabled: needs podMonitor.enabled",
+    ),
+    (
+        "podLabels={app,a.b,a-b}",
+        "podLabels: a.b and a-b would both be label_a_b",
+    ),
+    ("podLabels={a..b/c}", "podLabels.0: Does not match"),
+    ("podLabels={/c}", "podLabels.0: Does not match"),
+    ("podLabels={a/}", "podLabels.0: Does not match"),
+    ("podLabels={a-}", "podLabels.0: Does not match"),
+    (
+        "extraRuntimeFolders={run}",
+        "extraRuntimeFolders.0: Does not match",
+    ),
+    (
+        "extraRuntimeFolders={/run/../etc}",
+        "extraRuntimeFolders.0: Does not match",
+    ),
+    (
+        "extraRuntimeFolders={/var/lib/docker/containers}",
+        "extraRuntimeFolders: /var/lib/docker/containers is mounted already",
+    ),
+    ("image=null", "image is required"),
+    ("image.repository=null", "image: repository is required"),
+    ("image.tag=null", "image: tag is required"),
+    ("image.pullPolicy=null", "image: pullPolicy is required"),
+    ("probes=null", "probes is required"),
+    ("seriesMax=null", "seriesMax is required"),
+    ("aggregateBy=null", "aggregateBy is required"),
+    ("gpu=null", "gpu is required"),
+    ("gpu.enabled=null", "gpu: enabled is required"),
+    ("gpu.sysAdmin=null", "gpu: sysAdmin is required"),
+    ("priorityClass=null", "priorityClass is required"),
+    (
+        "priorityClass.create=null",
+        "priorityClass: create is required",
+    ),
+    ("priorityClass.name=null", "priorityClass: name is required"),
+    ("serviceAccount=null", "serviceAccount is required"),
+    (
+        "serviceAccount.create=null",
+        "serviceAccount: create is required",
+    ),
+    (
+        "serviceAccount.name=null",
+        "serviceAccount: name is required",
+    ),
+    ("networkPolicy=null", "networkPolicy is required"),
+    (
+        "networkPolicy.enabled=null",
+        "networkPolicy: enabled is required",
+    ),
+    ("podMonitor=null", "podMonitor is required"),
+    ("podMonitor.enabled=null", "podMonitor: enabled is required"),
+    ("prometheusRule=null", "prometheusRule is required"),
+    (
+        "prometheusRule.enabled=null",
+        "prometheusRule: enabled is required",
+    ),
+];
+
+/// Two releases beside each other: what each is called, its values, its number of gpu components, and how its pods
+/// choose nodes by the label of those with GPUs.
+const RELEASES: [(&str, &str, usize, &str); 2] = [
+    ("sentry", "deploy/helm/nodes-without-gpu.yaml", 0, "NotIn"),
+    ("sentry-gpu", "deploy/helm/nodes-with-gpu.yaml", 1, "In"),
 ];
 
 /// Writes the manifest in one file anew.
 pub(crate) fn write() -> anyhow::Result<()> {
-    let text = Tools::fetch()?.kustomize("plain", &[])?;
+    let text = Tools::fetch()?.kustomize("plain", &[], json!({}))?;
     fs::write(ONE_FILE, format!("{HEADER}{text}")).context(ONE_FILE)
 }
 
@@ -69,7 +139,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     metrics_exist()?;
     let tools = Tools::fetch()?;
     tools.refuses_bad_values()?;
-    let plain = tools.kustomize("plain", &[])?;
+    let plain = tools.kustomize("plain", &[], json!({}))?;
     ensure!(
         fs::read_to_string(ONE_FILE).is_ok_and(|text| text == format!("{HEADER}{plain}")),
         "{ONE_FILE}: not what {MANIFESTS}/overlays/plain is; `make manifests` writes it anew"
@@ -77,8 +147,12 @@ pub(crate) fn check() -> anyhow::Result<()> {
     let mut renderings = Vec::new();
     for (overlay, components, values, gpu) in PAIRS {
         let name = [&[*overlay], *components].concat().join("-");
-        let manifests = Rendering::read(&name, &tools.kustomize(overlay, components)?)?;
-        let chart = Rendering::read(&format!("chart-{name}"), &tools.helm(values)?)?;
+        let text = tools.kustomize(overlay, components, json!({}))?;
+        let manifests = Rendering::read(&name, &text)?;
+        let chart = Rendering::read(
+            &format!("chart-{name}"),
+            &tools.helm("sentry", values, &[])?,
+        )?;
         for rendering in [&manifests, &chart] {
             rendering
                 .hardened(*gpu)
@@ -90,9 +164,9 @@ pub(crate) fn check() -> anyhow::Result<()> {
     }
     for (name, overlay, values, outcomes) in OTHERS {
         let text = if overlay.is_empty() {
-            tools.helm(values)?
+            tools.helm("sentry", values, &[])?
         } else {
-            tools.kustomize(overlay, &[])?
+            tools.kustomize(overlay, &[], json!({}))?
         };
         let rendering = Rendering::read(name, &text)?;
         rendering
@@ -102,6 +176,36 @@ pub(crate) fn check() -> anyhow::Result<()> {
             .context(*name)?;
         renderings.push(rendering);
     }
+    // kustomize itself leaves the name of the Namespace.
+    let renamed = json!({
+        "target": {"kind": "Namespace"},
+        "options": {"allowNameChange": true},
+        "patch": "- {op: replace, path: /metadata/name, value: elsewhere}",
+    });
+    for (name, called, namespace, fields) in [
+        (
+            "kind-namespace",
+            "sentry",
+            "elsewhere",
+            json!({"namespace": "elsewhere", "patches": [renamed]}),
+        ),
+        (
+            "kind-namespace-suffix",
+            "sentry-two",
+            "elsewhere",
+            json!({"namespace": "elsewhere", "nameSuffix": "-two", "patches": [renamed]}),
+        ),
+    ] {
+        let mut rendering = Rendering::read(name, &tools.kustomize("kind", &[], fields)?)?;
+        called.clone_into(&mut rendering.called);
+        namespace.clone_into(&mut rendering.namespace);
+        rendering
+            .hardened(0)
+            .and_then(|()| rendering.consistent())
+            .context(name)?;
+        renderings.push(rendering);
+    }
+    renderings.extend(tools.releases()?);
     tools.validate(&renderings)
 }
 
@@ -155,12 +259,26 @@ type Other = (
     &'static [&'static str],
     &'static [(&'static str, &'static str)],
 );
+/// The first thing that the pods ask of a node's labels.
+const REQUIRED_OF_NODES: &str = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution\
+    /nodeSelectorTerms/0/matchExpressions/0";
+
 const OTHERS: &[Other] = &[
     (
         "kind",
         "kind",
         &[],
-        &[("/spec/containers/sentry/imagePullPolicy", "\"Never\"")],
+        &[
+            ("/spec/containers/sentry/imagePullPolicy", "\"Never\""),
+            (
+                "/spec/nodeSelector",
+                "{\"kubernetes.io/arch\":\"amd64\",\"kubernetes.io/os\":\"linux\"}",
+            ),
+            (
+                REQUIRED_OF_NODES,
+                "{\"key\":\"type\",\"operator\":\"NotIn\",\"values\":[\"virtual-kubelet\"]}",
+            ),
+        ],
     ),
     (
         "chart-registry",
@@ -219,6 +337,7 @@ const OTHERS: &[Other] = &[
         &[
             "resources.limits.memory=128Mi",
             "nodeSelector.disk=ssd",
+            "affinity=null",
             "tolerations=null",
             "priorityClass.create=false",
         ],
@@ -229,10 +348,48 @@ const OTHERS: &[Other] = &[
             ),
             (
                 "/spec/nodeSelector",
-                "{\"disk\":\"ssd\",\"kubernetes.io/os\":\"linux\"}",
+                "{\"disk\":\"ssd\",\"kubernetes.io/arch\":\"amd64\",\"kubernetes.io/os\":\"linux\"}",
             ),
+            ("/spec/affinity", "null"),
             ("/spec/tolerations", "null"),
             ("/spec/priorityClassName", "null"),
+        ],
+    ),
+    (
+        "chart-runtimes",
+        "",
+        &["extraRuntimeFolders={/run/k0s/containerd/io.containerd.runtime.v2.task,/b}"],
+        &[
+            (
+                "/spec/volumes/extra-0/hostPath/path",
+                "\"/run/k0s/containerd/io.containerd.runtime.v2.task\"",
+            ),
+            (
+                "/spec/containers/sentry/volumeMounts/extra-0/mountPath",
+                "\"/host/run/k0s/containerd/io.containerd.runtime.v2.task\"",
+            ),
+            ("/spec/volumes/extra-1/hostPath/path", "\"/b\""),
+        ],
+    ),
+    (
+        "chart-empty",
+        "",
+        &[
+            "imagePullSecrets=null",
+            "podLabels=null",
+            "extraArgs=null",
+            "extraRuntimeFolders=null",
+            "resources=null",
+            "nodeSelector=null",
+        ],
+        &[
+            (
+                "/spec/containers/sentry/env/SENTRY_KUBERNETES_POD_LABELS",
+                "null",
+            ),
+            ("/spec/containers/sentry/args", "null"),
+            ("/spec/containers/sentry/resources", "null"),
+            ("/spec/nodeSelector", "null"),
         ],
     ),
     (
@@ -293,8 +450,13 @@ impl Tools {
         })
     }
 
-    /// An overlay with components, as kustomize renders it.
-    fn kustomize(&self, overlay: &str, components: &[&str]) -> anyhow::Result<String> {
+    /// An overlay with components, as kustomize renders it in one that has these fields besides.
+    fn kustomize(
+        &self,
+        overlay: &str,
+        components: &[&str],
+        mut fields: Value,
+    ) -> anyhow::Result<String> {
         // kustomize takes no absolute paths.
         let up = "../".repeat(self.folder.components().count());
         let root = env::current_dir()?.canonicalize()?;
@@ -308,13 +470,11 @@ impl Tools {
             .iter()
             .map(|name| path(format!("components/{name}")))
             .collect();
-        let kustomization = json!({
-            "resources": [path(format!("overlays/{overlay}"))],
-            "components": components,
-        });
+        fields["resources"] = json!([path(format!("overlays/{overlay}"))]);
+        fields["components"] = json!(components);
         let folder = self.folder.join("overlay");
         fs::create_dir_all(&folder)?;
-        fs::write(folder.join("kustomization.yaml"), kustomization.to_string())?;
+        fs::write(folder.join("kustomization.yaml"), fields.to_string())?;
         said(Command::new(&self.kustomize).arg("build").arg(folder))
     }
 
@@ -327,14 +487,72 @@ impl Tools {
         helm
     }
 
-    /// The chart with these values, as Helm renders it; linted as well.
-    fn helm(&self, values: &[&str]) -> anyhow::Result<String> {
-        said(&mut self.helm_command(&["lint", "--strict", CHART], values))?;
-        said(&mut self.helm_command(&["template", "sentry", CHART], values))
+    /// The chart with these values and files of values, as Helm renders it; linted as well.
+    fn helm(&self, release: &str, values: &[&str], files: &[&str]) -> anyhow::Result<String> {
+        let files: Vec<_> = files.iter().flat_map(|file| ["--values", file]).collect();
+        let run = |command: &[&str]| said(self.helm_command(command, values).args(&files));
+        run(&["lint", "--strict", CHART])?;
+        run(&["template", release, CHART])
+    }
+
+    /// Two releases that are installed beside each other, each for nodes of its own.
+    fn releases(&self) -> anyhow::Result<Vec<Rendering>> {
+        let mut renderings: Vec<Rendering> = Vec::new();
+        for (release, file, gpu, operator) in RELEASES {
+            let text = self.helm(release, &[], &[file])?;
+            let mut rendering = Rendering::read(&format!("chart-{release}-nodes"), &text)?;
+            release.clone_into(&mut rendering.called);
+            let wanted = json!({
+                "key": "nvidia.com/gpu.present",
+                "operator": operator,
+                "values": ["true"],
+            });
+            rendering
+                .hardened(gpu)
+                .and_then(|()| rendering.consistent())
+                .and_then(|()| rendering.says(&[(REQUIRED_OF_NODES, &wanted.to_string())]))
+                .context(file)?;
+            renderings.push(rendering);
+        }
+        let objects = |rendering: &Rendering| -> Vec<_> {
+            let documents = rendering.documents.iter();
+            let object = |document: &Value| {
+                (
+                    document["kind"].clone(),
+                    document["metadata"]["name"].clone(),
+                )
+            };
+            documents.map(object).collect()
+        };
+        let (one, other) = (objects(&renderings[0]), objects(&renderings[1]));
+        let shared = one.iter().find(|object| other.contains(object));
+        ensure!(shared.is_none(), "two releases have {shared:?}");
+        Ok(renderings)
     }
 
     fn refuses_bad_values(&self) -> anyhow::Result<()> {
-        for (value, reason) in BAD_VALUES {
+        let mut bad_values: Vec<_> = BAD_VALUES
+            .iter()
+            .map(|(value, reason)| ((*value).to_owned(), *reason))
+            .collect();
+        // One more, or longer by one, than the most that is allowed.
+        let labels = |count, prefix, name| {
+            let prefix = "p".repeat(prefix);
+            let label = |number| format!("{prefix}/{number:a>name$}");
+            let labels: Vec<_> = (0..count).map(label).collect();
+            format!("podLabels={{{}}}", labels.join(","))
+        };
+        self.helm("sentry", &[&labels(16, 253, 63)], &[])?;
+        bad_values.extend([
+            (
+                labels(17, 1, 2),
+                "podLabels: Array must have at most 16 items",
+            ),
+            (labels(1, 254, 1), "podLabels.0: Does not match"),
+            (labels(1, 1, 64), "podLabels.0: Does not match"),
+        ]);
+        for (value, reason) in bad_values {
+            let value = value.as_str();
             let refused = said(&mut self.helm_command(&["template", "sentry", CHART], &[value]));
             let Err(error) = refused else {
                 bail!("{CHART}: {value} is not refused");
@@ -401,6 +619,9 @@ fn said(command: &mut Command) -> anyhow::Result<String> {
 /// What is applied to a cluster.
 struct Rendering {
     name: String,
+    /// What the agent's objects are called, and the namespace they are in.
+    called: String,
+    namespace: String,
     documents: Vec<Value>,
 }
 
@@ -411,14 +632,16 @@ impl Rendering {
         let documents = documents.into_iter().filter(Value::is_object).collect();
         Ok(Self {
             name: name.to_owned(),
+            called: "sentry".to_owned(),
+            namespace: "sentry".to_owned(),
             documents,
         })
     }
 
-    /// The one document of a kind that is called `sentry`.
+    /// The one document of a kind that is the agent's, by its name.
     fn one(&self, kind: &str) -> anyhow::Result<&Value> {
         let called = |document: &&Value| {
-            document["kind"] == kind && document["metadata"]["name"] == "sentry"
+            document["kind"] == kind && document["metadata"]["name"] == self.called.as_str()
         };
         let mut documents = self.documents.iter().filter(called);
         let found = documents.next().with_context(|| format!("no {kind}"))?;
@@ -585,12 +808,66 @@ impl Rendering {
                 "PrometheusRule: not what {RULES} is"
             );
         }
-        let account = &template["spec"]["serviceAccountName"];
-        let subjects = &self.one("ClusterRoleBinding")?["subjects"];
+        let namespace = &daemonset["metadata"]["namespace"];
         ensure!(
-            *subjects
-                == json!([{"kind": "ServiceAccount", "name": account, "namespace": "sentry"}]),
-            "ClusterRoleBinding: it is for another account"
+            *namespace == self.namespace.as_str(),
+            "DaemonSet: its namespace is {namespace}, not {}",
+            self.namespace
+        );
+        let mut documents = self.documents.iter();
+        ensure!(
+            documents.all(|document| document["kind"] != "Namespace"
+                || document["metadata"]["name"] == self.namespace.as_str()),
+            "a Namespace is not {}",
+            self.namespace
+        );
+        if self.has("PriorityClass") {
+            let class = &self.one("PriorityClass")?["metadata"]["name"];
+            ensure!(
+                template["spec"]["priorityClassName"] == *class,
+                "PriorityClass: the pods have another"
+            );
+        }
+        self.bound(
+            "ClusterRole",
+            &self.called,
+            &template["spec"]["serviceAccountName"],
+        )?;
+        if self.has("RoleBinding") {
+            let mut documents = self.documents.iter();
+            let deployment = documents.find(|document| {
+                document["kind"] == "Deployment"
+                    && document["spec"]["template"]["spec"]["serviceAccountName"].is_string()
+            });
+            let deployment = deployment.context("RoleBinding: no Deployment has an account")?;
+            let name = deployment["metadata"]["name"].as_str().unwrap_or_default();
+            let account = &deployment["spec"]["template"]["spec"]["serviceAccountName"];
+            self.bound("Role", name, account)?;
+        }
+        Ok(())
+    }
+
+    /// The binding of this name gives a role, of the same name, to this account of the namespace.
+    fn bound(&self, role: &str, name: &str, account: &Value) -> anyhow::Result<()> {
+        let kind = format!("{role}Binding");
+        let mut documents = self.documents.iter();
+        let binding = documents
+            .find(|document| document["kind"] == kind && document["metadata"]["name"] == name)
+            .with_context(|| format!("no {kind} {name}"))?;
+        let wanted =
+            json!([{"kind": "ServiceAccount", "name": account, "namespace": self.namespace}]);
+        ensure!(
+            binding["subjects"] == wanted,
+            "{kind} {name}: it is for {}, not {wanted}",
+            binding["subjects"]
+        );
+        let mut documents = self.documents.iter();
+        ensure!(
+            binding["roleRef"]["kind"] == role
+                && documents.any(|document| document["kind"] == role
+                    && document["metadata"]["name"] == binding["roleRef"]["name"]),
+            "{kind} {name}: there is no role {}",
+            binding["roleRef"]
         );
         Ok(())
     }
@@ -801,8 +1078,8 @@ mod tests {
                 Value::Array(items) => items[key.parse::<usize>().unwrap()] = value,
                 parent => parent[key] = value,
             }
-            let name = "changed".to_owned();
-            let changed = Rendering { name, documents };
+            let mut changed = Rendering::read("changed", "").unwrap();
+            changed.documents = documents;
             assert!(changed.hardened(0).is_err(), "{place}");
         }
     }

@@ -37,10 +37,32 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* Where runtimes tell what their containers are called. */}}
+{{/* Labels of pods, of which no two may become one label of metrics. */}}
+{{- define "sentry.podLabels" -}}
+{{- $shown := dict -}}
+{{- range .Values.podLabels -}}
+{{- $label := printf "label_%s" (regexReplaceAll "[^A-Za-z0-9]" . "_") -}}
+{{- if hasKey $shown $label -}}
+{{- fail (printf "podLabels: %s and %s would both be %s" (get $shown $label) . $label) -}}
+{{- end -}}
+{{- $_ := set $shown $label . -}}
+{{- end -}}
+{{- join "," .Values.podLabels -}}
+{{- end -}}
+
+{{/* Where runtimes tell what their containers are called, by the names of volumes. */}}
 {{- define "sentry.runtimes" -}}
-containerd: /run/containerd/io.containerd.runtime.v2.task
-k3s: /run/k3s/containerd/io.containerd.runtime.v2.task
-cri-o: /run/containers/storage/overlay-containers
-docker: /var/lib/docker/containers
+{{- $folders := dict
+  "containerd" "/run/containerd/io.containerd.runtime.v2.task"
+  "k3s" "/run/k3s/containerd/io.containerd.runtime.v2.task"
+  "cri-o" "/run/containers/storage/overlay-containers"
+  "docker" "/var/lib/docker/containers"
+-}}
+{{- range $index, $path := .Values.extraRuntimeFolders -}}
+{{- if has $path (append (values $folders) "/sys/fs/cgroup") -}}
+{{- fail (printf "extraRuntimeFolders: %s is mounted already" $path) -}}
+{{- end -}}
+{{- $_ := set $folders (printf "extra-%d" $index) $path -}}
+{{- end -}}
+{{- toYaml $folders -}}
 {{- end -}}
