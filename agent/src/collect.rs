@@ -35,8 +35,8 @@ const REMAINDER: u16 = u16::MAX;
 /// cell's number is done within microseconds; it cannot sleep.
 const QUARANTINE: Duration = Duration::from_millis(20);
 
-/// How often names are looked up anew at most, which takes some 4 us for each cgroup: where pods come
-/// and go, the API server has news many times a second.
+/// How often names are looked up anew at most while nobody scrapes. It takes some 4 us for each cgroup,
+/// and where pods come and go, the API server has news many times a second.
 const RENAME_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often they are without news: a runtime's file may have come late.
@@ -375,6 +375,15 @@ pub(crate) struct Probe {
     pub(crate) sums: Vec<Value>,
 }
 
+/// Why totals are brought up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// They are shown, under the newest names.
+    Scrape,
+    /// They must not fall behind.
+    Upkeep,
+}
+
 /// What a collection found to be done.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
@@ -451,13 +460,17 @@ impl Collector {
     ///
     /// # Errors
     /// When the kernel refuses a call on the index; the values read so far stand.
-    pub(crate) fn collect(&mut self, now: Instant) -> Result<Outcome, CollectError> {
+    pub(crate) fn collect(
+        &mut self,
+        now: Instant,
+        occasion: Occasion,
+    ) -> Result<Outcome, CollectError> {
         let mut outcome = Outcome::default();
         // Read before the names are: what comes in meanwhile is taken in by the next collection.
         let version = self.names.version();
         let asked = now.duration_since(self.renamed);
-        let renamed =
-            asked >= ASK_AGAIN || (asked >= RENAME_INTERVAL && version != self.names_version);
+        let soon = occasion == Occasion::Scrape || asked >= RENAME_INTERVAL;
+        let renamed = asked >= ASK_AGAIN || (soon && version != self.names_version);
         let gpu = self.collect_gpu(now, renamed, &mut outcome);
         self.collect_series(now, renamed, &mut outcome)?;
         gpu?;

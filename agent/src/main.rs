@@ -32,7 +32,7 @@ use tokio::{
 
 use crate::{
     attach::AttachError,
-    collect::{Collector, lock},
+    collect::{Collector, Occasion, lock},
     config::{Command, Config, PodLabel, ProbeOptions},
     enrich::{
         cgroup::Mount,
@@ -284,7 +284,7 @@ async fn maintain(
             let mut collector = lock(&pass);
             collector.attach_fallbacks();
             (
-                collector.collect(Instant::now()),
+                collector.collect(Instant::now(), Occasion::Upkeep),
                 collector.cgroup_events_lost(),
             )
         });
@@ -327,7 +327,7 @@ async fn summarise(collector: Arc<Mutex<Collector>>) {
         let printed = tokio::task::spawn_blocking(move || {
             let mut collector = lock(&collector);
             let now = Instant::now();
-            if let Err(error) = collector.collect(now) {
+            if let Err(error) = collector.collect(now, Occasion::Upkeep) {
                 tracing::error!(%error, "values may be stale");
             }
             let line = summary.line(collector.probes(), now);

@@ -21,7 +21,7 @@ use super::{
     self_metrics::{Reading, SELF_METRICS},
 };
 use crate::{
-    collect::{Collector, Labels, Totals, Value, lock},
+    collect::{Collector, Labels, Occasion, Totals, Value, lock},
     enrich::names::Owner,
 };
 
@@ -104,7 +104,7 @@ impl Source {
     /// Collects, and copies the values of all workloads.
     fn parts(&self) -> Vec<Part> {
         let mut collector = lock(&self.collector);
-        if let Err(error) = collector.collect(Instant::now()) {
+        if let Err(error) = collector.collect(Instant::now(), Occasion::Scrape) {
             tracing::error!(%error, "values may be stale");
         }
         let mut parts = Vec::new();

@@ -381,7 +381,8 @@ impl Home {
     }
 
     fn processes(&self) -> Vec<u32> {
-        let members = fs::read_to_string(self.seat.folders[0].join("cgroup.procs")).unwrap();
+        let members = fs::read_to_string(self.seat.folders[0].join("cgroup.procs"));
+        let members = members.unwrap_or_default();
         members.lines().map(|pid| pid.parse().unwrap()).collect()
     }
 
