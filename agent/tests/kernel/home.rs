@@ -34,8 +34,11 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// What the API server asks for.
 const TOKEN: &str = "of-the-service-account";
 
-/// The number of the agent's own pod and container, and the first of the others'. Other tests have lower ones.
-const OWN: u64 = 0x7000;
+/// The number of the agent's own pod and container, and the first of the others'. Other tests have lower ones, and whoever
+/// tests at the same time has others.
+fn own_number() -> u64 {
+    u64::from(std::process::id()) << 16
+}
 
 /// The capabilities that are the image's: those that the program has there.
 const OF_THE_FILE: u64 = BOTH | CUDA;
@@ -243,13 +246,14 @@ impl Home {
         // In memory, where files can have capabilities, in a guest as well.
         let root = Folder::new_in(Path::new("/dev/shm"));
         assert!(with_file_capabilities(&root, OF_THE_FILE));
+        let number = own_number();
         node.api.apply(
-            &Pod::new(NAME, "sentry", "sentry-q5kz2", &uid(OWN))
+            &Pod::new(NAME, "sentry", "sentry-q5kz2", &uid(number))
                 .owned_by("DaemonSet", "sentry")
-                .with("sentry", &format!("containerd://{}", id(OWN))),
+                .with("sentry", &format!("containerd://{}", id(number))),
         );
         // The class of pods that ask for less than they may have.
-        let seat = seat(&node, OWN);
+        let seat = seat(&node, number);
         for folder in &seat.folders {
             let limit = folder.join("memory.max");
             if limit.exists() {
@@ -444,7 +448,8 @@ impl Home {
             let up = scrape.value("sentry_probe_up", &labels);
             assert_eq!(up, 1.0, "{}", agent.log());
         }
-        // It is one of the pods: it asks the API server, and is asked for this.
+        // It is one of the pods: it asks the API server, and is asked for this. What it did before it knew of them is
+        // named a little later.
         for role in ["client", "server"] {
             let own = [
                 ("namespace", "sentry"),
@@ -452,7 +457,9 @@ impl Home {
                 ("container", "sentry"),
                 ("role", role),
             ];
-            assert!(scrape.count(CONNECTS, &own) > 0, "{role}");
+            wait_for("name of its own", Duration::from_secs(10), || {
+                (agent.scrape().count(CONNECTS, &own) > 0).then_some(())
+            });
         }
         let added = self.manifest.added();
         assert_eq!(mask(&said_to_be_kept(agent)), added, "{}", agent.log());
@@ -584,7 +591,8 @@ fn containers_older_and_newer_are_named() {
     let home = Home::new();
     let node = &home.node;
     let pod = |name: &str, number: u64| Pod::new(NAME, "home", name, &uid(number));
-    let [web, db, batch, registry, newer, short] = [1, 2, 3, 4, 5, 6].map(|number| OWN + number);
+    let [web, db, batch, registry, newer, short] =
+        [1, 2, 3, 4, 5, 6].map(|number| own_number() + number);
 
     // Older than the agent: two that the API server knows, two by what their runtimes wrote alone.
     node.api
