@@ -56,8 +56,9 @@ impl Node {
             burstable: CgroupRoots::find()?.v2,
             api,
         };
-        for name in ["kubelet", "kubelet-kubepods", "kubelet-kubepods-burstable"] {
-            let folder = node.burstable.join(format!("{name}.slice"));
+        let root = format!("sentry{}", std::process::id());
+        for name in ["", "-kubepods", "-kubepods-burstable"] {
+            let folder = node.burstable.join(format!("{root}{name}.slice"));
             node.make(folder.clone())?;
             node.burstable = folder;
         }
@@ -72,7 +73,7 @@ impl Node {
                 .with("app", &format!("containerd://{id}"));
             node.api.apply(&pod);
             let slice = format!(
-                "kubelet-kubepods-burstable-pod{}.slice",
+                "{root}-kubepods-burstable-pod{}.slice",
                 uid.replace('-', "_")
             );
             let slice = node.burstable.join(slice);
