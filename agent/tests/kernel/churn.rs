@@ -29,6 +29,14 @@ fn burstable() -> String {
     format!("/{root}.slice/{root}-kubepods.slice/{root}-kubepods-burstable.slice")
 }
 
+/// What must be 0 at the end. Whoever makes or removes thousands of cgroups at once elsewhere on this host adds to it.
+const MISSES: [(&str, &[(&str, &str)]); 4] = [
+    ("sentry_events_lost_total", &[("probe", "cgroup")]),
+    ("sentry_events_lost_total", &[("probe", "tcp")]),
+    ("sentry_series_overflow_total", &[("probe", "tcp")]),
+    ("sentry_series_evicted_total", &[]),
+];
+
 /// How long a series may be shown after its retention: a removal has its event, a rest and a collection to wait for.
 const FORGETTING: Duration = Duration::from_secs(20);
 
@@ -155,6 +163,8 @@ struct Shown {
     scrapes: u64,
     largest: usize,
     slowest: Duration,
+    /// What the last scrape said of [`MISSES`].
+    missed: Vec<u64>,
 }
 
 impl Shown {
@@ -201,14 +211,9 @@ impl Shown {
                 assert!(!shown, "{path}, gone for {:?}", gone_for(before));
             }
         }
-        for (what, probe) in [
-            ("sentry_events_lost_total", "cgroup"),
-            ("sentry_events_lost_total", "tcp"),
-            ("sentry_series_overflow_total", "tcp"),
-        ] {
-            assert_eq!(scrape.count(what, &[("probe", probe)]), 0, "{what} {probe}");
-        }
-        assert_eq!(scrape.count("sentry_series_evicted_total", &[]), 0);
+        self.missed = MISSES
+            .map(|(what, labels)| scrape.count(what, labels))
+            .to_vec();
         let known = scrape.count("sentry_kubernetes_pods", &[]);
         self.assert_none_fell(scrape);
         known
@@ -297,6 +302,7 @@ fn containers_that_come_and_go_are_all_named() {
         scrapes: 0,
         largest: 0,
         slowest: Duration::ZERO,
+        missed: Vec::new(),
     };
     let generation = |number: u64| {
         let first = CHURN + number * ALIVE;
@@ -362,6 +368,7 @@ fn containers_that_come_and_go_are_all_named() {
         println!("from second {minute}: {now:.2} MB resident between scrapes");
         minute += 60.0;
     }
+    assert_eq!(shown.missed, [0; MISSES.len()], "{MISSES:?}");
     // By then as many are forgotten as are made.
     if seconds > 360.0 {
         let (then, now) = (
@@ -436,12 +443,13 @@ fn a_thousand_pods() {
         megabytes(after),
         megabytes(status(&agent, "VmHWM:")),
     );
-    // All that go at once give their cells back.
+    // All that go at once give their cells back. Meanwhile others of the host may take a few.
     let in_use = || agent.scrape().count("sentry_series", &[("probe", "tcp")]);
     let before = in_use();
     drop(node);
-    wait_for("recycled cells", Duration::from_secs(10), || {
-        (in_use() + PODS <= before).then_some(())
+    wait_for("recycled cells", Duration::from_secs(20), || {
+        let now = in_use();
+        (now + PODS <= before + 50).then_some(())
     });
     // Unoptimised, the program itself is larger than that.
     if !cfg!(debug_assertions) {
