@@ -205,11 +205,14 @@ pub(crate) fn unpacked(program: &Path) -> anyhow::Result<PathBuf> {
         buildah.arg(workshop.join("run"));
         anyhow::Ok(buildah)
     };
+    // As the release is; the guests' program has its symbols, for the sake of what it says when it fails.
+    let stripped = workshop.join("sentry");
+    quietly(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
     let image = "sentry:test";
     let mut bud = buildah()?;
     bud.args(Engine::Buildah.build())
         .args(["--target", "prebuilt"]);
-    arguments(&mut bud, image, &context(program)?)?;
+    arguments(&mut bud, image, &context(&stripped)?)?;
     step("image, by buildah", &mut bud)?;
     let archive = workshop.join("image.tar");
     quietly(buildah()?.args(Engine::Buildah.save(image, &archive)))?;
