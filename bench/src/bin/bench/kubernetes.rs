@@ -2,10 +2,9 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,7 +15,7 @@ use sentry_bench::{
     tour::TourReport,
 };
 
-use super::{Process, agent, get, load, median, met, status_bytes};
+use super::{Process, agent, get, listener, load, median, met, status_bytes};
 
 const NODE: &str = "node-1";
 
@@ -187,16 +186,7 @@ pub(crate) fn node(bin: &Path) -> Result<()> {
     let from_start = status_bytes(&process, "VmHWM:")?;
     let idle = status_bytes(&process, "VmRSS:")?;
 
-    let mut listener = Command::new(bin.join("load"))
-        .arg("listen")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    let stdout = listener.stdout.take().context("no standard output")?;
-    BufReader::new(stdout).read_line(&mut line)?;
-    let _listener = Process(listener);
-    let port = serde_json::from_str::<serde_json::Value>(&line)?["port"].clone();
+    let (_listener, to) = listener(bin)?;
     let tour: TourReport = load(
         bin,
         &[
@@ -204,7 +194,7 @@ pub(crate) fn node(bin: &Path) -> Result<()> {
             "--below".to_owned(),
             node.burstable.display().to_string(),
             "--to".to_owned(),
-            format!("127.0.0.1:{port}"),
+            to,
         ],
     )?;
     ensure!(

@@ -494,7 +494,8 @@ fn met(yes: bool) -> &'static str {
     if yes { "met" } else { "missed" }
 }
 
-fn tcp(bin: &Path, args: &Args) -> Result<()> {
+/// A listener, and its address.
+fn listener(bin: &Path) -> Result<(Process, String)> {
     let mut listener = Command::new(bin.join("load"))
         .arg("listen")
         .stdin(Stdio::piped())
@@ -503,9 +504,13 @@ fn tcp(bin: &Path, args: &Args) -> Result<()> {
     let mut line = String::new();
     let stdout = listener.stdout.take().context("no standard output")?;
     BufReader::new(stdout).read_line(&mut line)?;
-    let _listener = Process(listener);
     let port = serde_json::from_str::<serde_json::Value>(&line)?["port"].clone();
-    let command: Vec<String> = ["connect", "--to", &format!("127.0.0.1:{port}"), "--count"]
+    Ok((Process(listener), format!("127.0.0.1:{port}")))
+}
+
+fn tcp(bin: &Path, args: &Args) -> Result<()> {
+    let (_listener, to) = listener(bin)?;
+    let command: Vec<String> = ["connect", "--to", &to, "--count"]
         .into_iter()
         .map(str::to_owned)
         .chain([args.connects.to_string()])
