@@ -181,8 +181,23 @@ impl Names {
     /// What was done in a cgroup comes after the news that it was made: who reads cells first and
     /// calls this then knows the path of every cgroup that it has met.
     pub(crate) fn take_in_events(&self) -> bool {
+        let (mut made, mut removed) = self.apply_events();
+        while let Some(path) = made.pop_front() {
+            if self.read_state_of(&path) {
+                // The ring is small, and a file takes as long as a few events.
+                let more = self.apply_events();
+                made.extend(more.0);
+                removed |= more.1;
+            }
+        }
+        removed
+    }
+
+    /// Takes the events in: the paths of cgroups that were made, and whether one has gone.
+    fn apply_events(&self) -> (VecDeque<String>, bool) {
+        let (mut made, mut removed) = (VecDeque::new(), false);
         let Some(events) = &self.events else {
-            return false;
+            return (made, removed);
         };
         // Held until all is applied: two who take turns would do so out of order.
         let mut events = lock(events);
@@ -197,8 +212,6 @@ impl Names {
                 Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_micros(200)),
             }
         };
-        let mut removed = false;
-        let mut made = Vec::new();
         for event in taken {
             match event {
                 Ok(event) => {
@@ -216,17 +229,12 @@ impl Names {
                 Err(error) => tracing::error!(%error),
             }
         }
-        drop(cgroups);
-        drop(events);
-        for path in made {
-            self.read_state_of(&path);
-        }
-        removed
+        (made, removed)
     }
 
     /// Reads what the runtime has written of a container whose cgroup was made just now: it may
-    /// be gone before anybody asks.
-    fn read_state_of(&self, path: &str) {
+    /// be gone before anybody asks. Whether it was looked for.
+    fn read_state_of(&self, path: &str) -> bool {
         let last = container::levels(path).into_iter().next_back();
         if let Some(Level {
             kind: Kind::Container { runtime, id },
@@ -235,10 +243,13 @@ impl Names {
             && end == path.len()
         {
             let mut states = lock(&self.states);
-            if states.may_read_ahead(Instant::now()) {
+            let may = states.may_read_ahead(Instant::now());
+            if may {
                 states.of(&self.rootfs, runtime, &id);
             }
+            return may;
         }
+        false
     }
 
     /// Walks the trees: finds what is there, and which of the `unknown` are not.
