@@ -25,9 +25,9 @@ use super::{
 };
 use crate::{collect::lock, config::Aggregate};
 
-/// States of containers that are kept: as many as there are paths of removed cgroups, and as many
-/// again for those that live.
-const STATES_MAX: usize = 4096;
+/// States of containers that are kept: every other path of a removed cgroup is a container's, the
+/// rest their pods', and as many again live.
+const STATES_MAX: usize = 2048;
 
 /// States that are read as containers are made, in a second; more are read when they are asked for.
 /// The kubelet starts ten at a time.
@@ -564,8 +564,8 @@ impl Found<'_> {
 /// again: theirs may not have been written yet.
 #[derive(Debug, Default)]
 struct States {
-    by_id: HashMap<Box<str>, Arc<State>>,
-    order: VecDeque<Box<str>>,
+    by_id: HashMap<Arc<str>, Arc<State>>,
+    order: VecDeque<Arc<str>>,
     /// Since when, and how many were read ahead since.
     ahead: Option<(Instant, u32)>,
 }
@@ -591,8 +591,8 @@ impl States {
     }
 
     fn keep(&mut self, id: &str, state: Arc<State>) {
-        let id: Box<str> = id.into();
-        self.order.push_back(id.clone());
+        let id: Arc<str> = id.into();
+        self.order.push_back(Arc::clone(&id));
         self.by_id.insert(id, state);
         if self.order.len() > STATES_MAX
             && let Some(oldest) = self.order.pop_front()
