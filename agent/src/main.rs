@@ -300,13 +300,15 @@ async fn maintain(
             }
         };
         let stale = !follows || lost_now != lost || !outcome.unknown.is_empty();
-        if stale && walked.elapsed() >= WALK_INTERVAL {
+        let walks = stale && walked.elapsed() >= WALK_INTERVAL;
+        if walks {
             lost = lost_now;
             walked = Instant::now();
             let (names, unknown) = (Arc::clone(&names), outcome.unknown);
             let _ = tokio::task::spawn_blocking(move || names.walk(&unknown)).await;
         }
-        if outcome.unfinished {
+        // What a walk has named or missed is taken in at once.
+        if outcome.unfinished || walks {
             tokio::time::sleep(RECYCLE_INTERVAL).await;
         } else {
             let timer = tokio::time::timeout(COLLECT_INTERVAL, news.notified());

@@ -242,23 +242,44 @@ impl Cgroups {
         })
     }
 
+    /// What a walk that began when the trees had seen `changes` should have met and has not, the
+    /// innermost first: paths are made of those around.
+    fn missed(&self, walk: &Walk, changes: u64) -> Vec<Workload> {
+        let of = |cgroup_id| Workload {
+            hierarchy: walk.hierarchy,
+            cgroup_id,
+        };
+        let mut missed = Vec::new();
+        for (workload, node) in &self.nodes {
+            if workload.hierarchy != walk.hierarchy
+                || node.since > changes
+                || walk.found.contains_key(&workload.cgroup_id)
+            {
+                continue;
+            }
+            let around: Vec<u64> = std::iter::successors(Some(node.parent_id), |id| {
+                self.nodes.get(&of(*id)).map(|node| node.parent_id)
+            })
+            .collect();
+            // Else it lies outside what this mount shows. That a pod has gone may be known already
+            // where the news of its container was lost.
+            if walk.found.contains_key(&ROOT_ID)
+                || around
+                    .iter()
+                    .any(|id| walk.found.contains_key(id) || self.is_gone(of(*id)))
+            {
+                missed.push((Reverse(around.len()), *workload));
+            }
+        }
+        missed.sort_unstable();
+        missed.into_iter().map(|(_, workload)| workload).collect()
+    }
+
     /// Takes in a walk that began when the trees had seen `changes`: adds what is new, and takes
     /// out what is gone. What changed meanwhile is known better from its event. Of the `unknown`,
     /// those that a walk of the whole tree did not find either are gone, unnamed.
     pub(crate) fn take_in(&mut self, walk: Walk, changes: u64, unknown: &[Workload]) {
-        let gone: Vec<Workload> = self
-            .nodes
-            .iter()
-            .filter(|(workload, node)| {
-                workload.hierarchy == walk.hierarchy
-                    && node.since <= changes
-                    && !walk.found.contains_key(&workload.cgroup_id)
-                    // Else it lies outside what this mount shows.
-                    && walk.found.contains_key(&node.parent_id)
-            })
-            .map(|(workload, _)| *workload)
-            .collect();
-        for workload in gone {
+        for workload in self.missed(&walk, changes) {
             self.remove(workload);
         }
         if walk.found.contains_key(&ROOT_ID) {
@@ -450,6 +471,40 @@ mod tests {
         fs::remove_dir_all(&root).unwrap();
     }
 
+    /// A walk of a folder that holds nothing.
+    fn empty(root_id: u64) -> Walk {
+        Walk {
+            hierarchy: 0,
+            found: HashMap::from([(root_id, (0, "".into()))]),
+        }
+    }
+
+    #[test]
+    fn a_container_goes_with_its_pod_though_its_own_event_was_lost() {
+        let mut cgroups = tree();
+        cgroups.apply(made(12, 9, "app"));
+        cgroups.apply(removed(9));
+        assert!(!cgroups.is_gone(workload(12)));
+        // Whatever a mount shows.
+        cgroups.take_in(empty(40), cgroups.changes(), &[]);
+        assert!(cgroups.is_gone(workload(12)) && !cgroups.is_gone(workload(5)));
+    }
+
+    #[test]
+    fn what_goes_while_no_event_comes_keeps_its_path() {
+        let mut cgroups = tree();
+        cgroups.apply(made(12, 9, "app"));
+        cgroups.take_in(empty(40), cgroups.changes(), &[]);
+        assert!(!cgroups.is_gone(workload(5)), "the mount does not show it");
+        cgroups.take_in(empty(5), cgroups.changes(), &[]);
+        assert!(!cgroups.is_gone(workload(5)) && cgroups.is_gone(workload(9)));
+        cgroups.take_in(empty(ROOT_ID), cgroups.changes(), &[]);
+        assert!(cgroups.is_gone(workload(5)));
+        let path = |id| cgroups.path(workload(id));
+        assert_eq!(path(12).as_deref(), Some("/kubepods/pod-a/app"));
+        assert_eq!(path(9).as_deref(), Some("/kubepods/pod-a"));
+    }
+
     #[test]
     fn what_has_gone_is_not_kept_for_ever() {
         let mut cgroups = Cgroups::default();
@@ -468,15 +523,11 @@ mod tests {
 
     #[test]
     fn what_a_walk_of_the_whole_tree_does_not_find_is_gone() {
-        let found = |root_id: u64| Walk {
-            hierarchy: 0,
-            found: HashMap::from([(root_id, (0, "".into()))]),
-        };
         let mut cgroups = Cgroups::default();
         // The tree of a container alone proves nothing.
-        cgroups.take_in(found(40), 0, &[workload(77)]);
+        cgroups.take_in(empty(40), 0, &[workload(77)]);
         assert!(!cgroups.is_gone(workload(77)));
-        cgroups.take_in(found(ROOT_ID), 0, &[workload(77)]);
+        cgroups.take_in(empty(ROOT_ID), 0, &[workload(77)]);
         assert!(cgroups.is_gone(workload(77)));
         assert_eq!(cgroups.path(workload(77)).as_deref(), Some("unknown:0:77"));
         // Its event came late.

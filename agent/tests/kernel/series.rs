@@ -5,6 +5,7 @@ use crate::agent::Agent;
 use crate::exposition::{Exposition, as_count};
 use crate::host::{label, label_of, roots, socket_cgroup, turn, wait_for};
 use crate::load::{self, Server, assert_all};
+use rustix::process::Signal;
 use sentry_bench::sandbox::Cgroup;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -231,6 +232,63 @@ fn the_ceiling_holds_and_cells_of_the_gone_are_given_out_again() {
     assert!(resident[4] - resident[1] < 1e6, "{resident:?} bytes");
     assert_eq!(fill(&agent, CONNECTED, &to).0, DEFAULT_ROOM);
     agent.stop();
+}
+
+#[test]
+fn cells_come_back_though_the_news_that_their_cgroups_are_gone_was_lost() {
+    const PODS: usize = 240;
+    turn!("cells_come_back_though_the_news_that_their_cgroups_are_gone_was_lost");
+    let agent = Agent::start("--probes tcp --series.max 1024");
+    let (outer, server) = (socket_cgroup("pods"), socket_cgroup("server"));
+    let (_listener, to) = listener(&agent, &server);
+    for number in 0..PODS {
+        fs::create_dir_all(outer.path().join(format!("pod-{number}/app"))).unwrap();
+    }
+    let tour = format!("tour --below {} --to {to}", outer.path().display());
+    assert_all(&load::run(&tour, &[]), "connected", PODS as u64);
+    let named = |scrape: &Exposition| CONNECTED.named(scrape, &outer).len();
+    // They may have been made faster than the ring was emptied.
+    wait_for("names", Duration::from_secs(20), || {
+        (named(&agent.scrape()) == PODS).then_some(())
+    });
+    let lost =
+        |scrape: &Exposition| scrape.count("sentry_events_lost_total", &[("probe", "cgroup")]);
+    let in_use = |scrape: &Exposition| scrape.count("sentry_series", &[("probe", "tcp")]);
+    let before = (lost(&agent.scrape()), in_use(&agent.scrape()));
+
+    // Twice as many go as there is news of in the ring, each pod after its container.
+    agent.signal(Signal::STOP);
+    wait_until_stopped(&agent);
+    for number in 0..PODS {
+        for folder in ["pod-{}/app", "pod-{}"] {
+            let folder = folder.replace("{}", &number.to_string());
+            fs::remove_dir(outer.path().join(folder)).unwrap();
+        }
+    }
+    agent.signal(Signal::CONT);
+    let scrape = agent.scrape();
+    assert!(
+        lost(&scrape) > before.0 + PODS as u64,
+        "{}",
+        doubts(&scrape)
+    );
+    assert_eq!(named(&scrape), PODS);
+    wait_for("cells of the gone", Duration::from_secs(20), || {
+        (in_use(&agent.scrape()) + PODS as u64 <= before.1).then_some(())
+    });
+    agent.stop();
+}
+
+/// All threads of the agent.
+fn wait_until_stopped(agent: &Agent) {
+    wait_for("stopped agent", Duration::from_secs(5), || {
+        let threads = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+        let mut states = threads.map(|thread| {
+            let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(')').next().unwrap().starts_with(" T")
+        });
+        states.all(|stopped| stopped).then_some(())
+    });
 }
 
 #[test]
