@@ -2,7 +2,7 @@
 
 mod facts;
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use probes::{
     LoadError, Reason, Status, Verdict,
@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     attach::{self, AttachError},
     config::{Config, Format},
+    expose::web_config::WebConfig,
     privileges,
 };
 
@@ -101,6 +102,10 @@ impl From<&Status> for Line {
 /// Prints the report. The exit code is 0 if at least one probe can attach.
 pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
     privileges::raise()?;
+    let web = config.web_config.as_deref();
+    let web = web
+        .map(|path| WebConfig::load(path, Arc::default()))
+        .transpose()?;
     let mut attached = attach::attach(config);
     if let Ok(attached) = &mut attached
         && let Some(follower) = &mut attached.gpu
@@ -128,7 +133,8 @@ pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
         host: facts::host(
             config,
             attached.as_ref().ok().map(|attached| &attached.kernel),
-        ),
+            web.as_ref(),
+        )?,
         probes: statuses.iter().map(Line::from).collect(),
         cuda: attached
             .as_ref()

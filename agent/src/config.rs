@@ -95,6 +95,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Path of the metrics; clashes with no other path the agent serves.
     pub(crate) telemetry_path: String,
+    /// What says who may connect, in the format of Prometheus' exporters.
+    pub(crate) web_config: Option<PathBuf>,
     /// Least severe level that is logged.
     pub(crate) log_level: Level,
     /// Shape of a log line.
@@ -203,17 +205,21 @@ impl Error {
     }
 
     fn invalid(message: impl fmt::Display) -> Self {
-        let mut line = String::new();
-        for c in message.to_string().chars() {
-            // Values are shown as given, and must not break the one line.
-            if c.is_control() {
-                line.extend(c.escape_default());
-            } else {
-                line.push(c);
-            }
-        }
-        Self::Invalid(line)
+        Self::Invalid(one_line(&message.to_string()))
     }
+}
+
+/// The text with control characters escaped: values are shown as given, and must not break the one line.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
 }
 
 /// Reads the command line (its first item is the program's name), the environment and the file that they name.
@@ -261,6 +267,9 @@ struct Flags {
     #[arg(long = "web.telemetry-path", value_name = "PATH", default_value = "/metrics",
           value_parser = parse_telemetry_path, help_heading = "Web")]
     telemetry_path: String,
+    /// TLS, client certificates and passwords: a file as Prometheus' exporters read it
+    #[arg(long = "web.config.file", value_name = "FILE", help_heading = "Web")]
+    web_config: Option<PathBuf>,
 
     /// Probes to attach, separated by commas
     // Parser and default come from the caller's probes.
@@ -510,6 +519,7 @@ fn config(
     Ok(Config {
         listen: flags.listen,
         telemetry_path: flags.telemetry_path,
+        web_config: flags.web_config,
         log_level: flags.log_level,
         log_format: flags.log_format,
         probes: flags.probes.0,
@@ -711,8 +721,8 @@ fn read_env(
     (settings, warnings)
 }
 
-/// Takes the settings from `text`, a YAML document in which a dot in a key may also be a level of nesting.
-fn read_file(file: &str, text: &str, keys: &[&str]) -> Result<BTreeMap<String, Setting>, String> {
+/// Any YAML document; an error is one line that names the place in `file`.
+pub(crate) fn read_yaml(file: &str, text: &str) -> Result<Node, String> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         // What looks like a number or a word is shown in errors as it was written, as far as possible.
@@ -721,7 +731,7 @@ fn read_file(file: &str, text: &str, keys: &[&str]) -> Result<BTreeMap<String, S
         underscored_numbers_as_strings: true,
         with_snippet: false,
     };
-    let root = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let message = error.render_with_formatter(&UserMessageFormatter);
         match error.location() {
             Some(at) => {
@@ -731,8 +741,12 @@ fn read_file(file: &str, text: &str, keys: &[&str]) -> Result<BTreeMap<String, S
             }
             None => format!("{file}: not valid YAML: {message}"),
         }
-    })?;
-    let mut pending = match root {
+    })
+}
+
+/// Takes the settings from `text`, a YAML document in which a dot in a key may also be a level of nesting.
+fn read_file(file: &str, text: &str, keys: &[&str]) -> Result<BTreeMap<String, Setting>, String> {
+    let mut pending = match read_yaml(file, text)? {
         Node::Null => Vec::new(),
         Node::Mapping(entries) => nested("", entries),
         Node::Scalar(_) | Node::Sequence(_) => {
@@ -809,7 +823,7 @@ fn nested(prefix: &str, entries: Vec<(Spanned<String>, Node)>) -> Vec<(String, u
 }
 
 /// Any YAML value; scalars as text, since the command line's parsers read them.
-enum Node {
+pub(crate) enum Node {
     Null,
     Scalar(String),
     Sequence(Vec<Node>),
@@ -882,7 +896,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
 }
 
 /// The key that was most likely meant, if one is close.
-fn closest<'a>(key: &str, keys: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn closest<'a>(key: &str, keys: &[&'a str]) -> Option<&'a str> {
     keys.iter()
         .map(|known| (strsim::jaro(key, known), *known))
         .filter(|(similarity, _)| *similarity > 0.85)
@@ -1060,6 +1074,7 @@ mod tests {
         Config {
             listen: "127.0.0.1:9763".parse().unwrap(),
             telemetry_path: "/metrics".into(),
+            web_config: None,
             log_level: Level::INFO,
             log_format: LogFormat::Text,
             probes: vec!["tcp".into(), "disk".into()],
@@ -1089,6 +1104,7 @@ mod tests {
         Config {
             listen: "[::]:1234".parse().unwrap(),
             telemetry_path: "/m".into(),
+            web_config: Some("/web.yml".into()),
             log_level: Level::TRACE,
             log_format: LogFormat::Json,
             probes: vec!["disk".into()],
@@ -1143,7 +1159,7 @@ mod tests {
 
     #[test]
     fn every_setting_can_be_a_flag() {
-        let flags = "--web.listen-address :1234 --web.telemetry-path /m --log.level trace --log.format json \
+        let flags = "--web.listen-address :1234 --web.telemetry-path /m --web.config.file /web.yml --log.level trace --log.format json \
              --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --btf /btf --series.max 512 --series.retention 90s \
              --metrics.buckets-per-octave 4 --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys \
              --path.rootfs /host --aggregate-by workload --kubernetes.node node-1.example \
@@ -1161,7 +1177,8 @@ mod tests {
         );
     }
 
-    const ALL_ENV: [(&str, &str); 19] = [
+    const ALL_ENV: [(&str, &str); 20] = [
+        ("SENTRY_WEB_CONFIG_FILE", "/web.yml"),
         ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
         ("SENTRY_WEB_TELEMETRY_PATH", "/m"),
         ("SENTRY_LOG_LEVEL", "trace"),
@@ -1194,13 +1211,13 @@ mod tests {
 
     #[test]
     fn every_setting_can_be_a_key_flat_or_nested() {
-        let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nlog.level: trace\nlog.format: json\n\
+        let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nweb.config.file: /web.yml\nlog.level: trace\nlog.format: json\n\
              probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
              metrics.buckets-per-octave: 4\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
              path.rootfs: /host\naggregate-by: workload\nkubernetes.node: node-1.example\n\
              kubernetes.kubeconfig: /kubeconfig\nkubernetes.pod-labels: app,example.org/the-team\n";
         assert_eq!(from_file(flat), all_set());
-        let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\nlog: {level: trace, format: json}\n\
+        let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\n  config: {file: /web.yml}\nlog: {level: trace, format: json}\n\
              probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
              metrics: {buckets-per-octave: 4}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
              path.sysfs: /host/sys\npath.rootfs: /host\naggregate-by: workload\nkubernetes:\n  node: node-1.example\n  \
@@ -1810,7 +1827,7 @@ mod tests {
                 "colour: red",
                 ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
                  metrics.buckets-per-octave, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
-                 tcp.hook, web.listen-address, web.telemetry-path",
+                 tcp.hook, web.config.file, web.listen-address, web.telemetry-path",
             ),
             (
                 "web.listenaddress:",
@@ -1822,11 +1839,11 @@ mod tests {
             ),
             (
                 "web: x",
-                ":1: web: a section, which has no value; allowed: web.listen-address, web.telemetry-path",
+                ":1: web: a section, which has no value; allowed: web.config.file, web.listen-address, web.telemetry-path",
             ),
             (
                 "web: [x]",
-                ":1: web: a section, which has no value; allowed: web.listen-address, web.telemetry-path",
+                ":1: web: a section, which has no value; allowed: web.config.file, web.listen-address, web.telemetry-path",
             ),
             (
                 "log.level: {a: b}",

@@ -43,6 +43,7 @@ use crate::{
         Exposed, HttpStats, Limits,
         metrics::{Metrics, Shape, Source},
         verdicts::Verdicts,
+        web_config::{WebConfig, WebConfigError},
     },
     summary::Summary,
 };
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         let attach = error.downcast_ref::<AttachError>();
         let watch = error.downcast_ref::<kubernetes::Error>();
         if attach.is_some_and(AttachError::is_bad_setting)
+            || error.is::<WebConfigError>()
             || watch.is_some_and(kubernetes::Error::is_bad_setting)
         {
             ExitCode::from(config::BAD_SETTING)
@@ -101,6 +103,11 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let started = Instant::now();
+    let http = Arc::new(HttpStats::default());
+    let web = config.web_config.as_deref();
+    let web = web
+        .map(|path| WebConfig::load(path, Arc::clone(&http)).map(Arc::new))
+        .transpose()?;
     let listener = expose::bind(config.listen, &config.procfs).await?;
     // Held as long as the agent runs.
     let _run_stats = config
@@ -126,7 +133,9 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     statuses.iter().for_each(log::verdict);
     attach::forced_hooks_left_something(config, &statuses)?;
     // No thread was made so far, and all that are have what this one keeps.
-    let kept = privileges::reduce(&kernel, &config.procfs, &config.rootfs)?;
+    let files = web.as_deref().map(WebConfig::files).unwrap_or_default();
+    let closed = privileges::closed(&files)?;
+    let kept = privileges::reduce(&kernel, &config.procfs, &config.rootfs, closed)?;
     tracing::info!("capabilities kept: {kept}");
     if let Some(missed) = &kept.missed {
         tracing::warn!("{missed}");
@@ -163,7 +172,6 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     }
 
     // totals -> the outside
-    let http = Arc::new(HttpStats::default());
     let statuses = lock(&collector).statuses();
     let exposed = Exposed {
         readiness: Arc::new(Verdicts(statuses)),
@@ -180,9 +188,15 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         stats: http,
         telemetry_path: config.telemetry_path.parse()?,
         limits: Limits::default(),
+        web: web.clone(),
     };
+    let tls = web.is_some_and(|web| {
+        web.log();
+        web.current().tls.is_some()
+    });
     tracing::info!(
-        "serving http://{}{} after {} ms",
+        "serving {}://{}{} after {} ms",
+        if tls { "https" } else { "http" },
         listener.local_addr()?,
         config.telemetry_path,
         started.elapsed().as_millis()

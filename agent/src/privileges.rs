@@ -35,6 +35,9 @@ pub(crate) const UNCHARGED_MAPS: (u32, u32) = (5, 11);
 /// Why `CAP_DAC_READ_SEARCH` stays without the gpu probe.
 const NAMES: &str = "names of containers are read in the folders of their runtimes";
 
+/// Likewise.
+const WEB_CONFIG: &str = "files of --web.config.file are read anew when they change";
+
 /// A capability that stays, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kept {
@@ -199,6 +202,8 @@ pub(crate) struct Later<'a> {
     pub(crate) perf_uprobes: bool,
     /// The folders of container runtimes.
     pub(crate) folders: Folders,
+    /// Whether there are files to be read anew that are [`closed`].
+    pub(crate) closed_files: bool,
 }
 
 /// The folders in which container runtimes keep their state: they are root's.
@@ -224,8 +229,14 @@ impl Folders {
 }
 
 impl<'a> Later<'a> {
-    /// By what is attached, the kernel's release, and where the host's files are.
-    pub(crate) fn new(kernel: &Kernel, release: &'a str, rootfs: &Path) -> Self {
+    /// By what is attached, the kernel's release, where the host's files are, and whether others that are read anew are
+    /// [`closed`].
+    pub(crate) fn new(
+        kernel: &Kernel,
+        release: &'a str,
+        rootfs: &Path,
+        closed_files: bool,
+    ) -> Self {
         let mut probes = kernel.probes.iter();
         let gpu = probes
             .find(|installed| installed.probe.deferred.is_some())
@@ -237,6 +248,7 @@ impl<'a> Later<'a> {
             gpu: gpu.is_some(),
             perf_uprobes: gpu.is_some_and(|gpu| gpu.status.hook != "uprobe_multi"),
             folders: Folders::new(rootfs),
+            closed_files,
         }
     }
 
@@ -279,7 +291,7 @@ impl<'a> Later<'a> {
                 CapabilitySet::DAC_READ_SEARCH,
                 none,
                 reasons([
-                    None,
+                    self.closed_files.then(|| WEB_CONFIG.to_owned()),
                     (self.folders != Folders::Open).then(|| NAMES.to_owned()),
                     gpu("opens files in the folders of containers"),
                 ]),
@@ -331,8 +343,12 @@ pub(crate) fn missed(permitted: CapabilitySet, later: &Later) -> Option<String> 
             "containers that Kubernetes does not tell of go by their ids, for want of CAP_DAC_READ_SEARCH ({NAMES})"
         )
     });
+    let files = (later.closed_files && !permitted.contains(CapabilitySet::DAC_READ_SEARCH)).then(|| {
+        "changes of --web.config.file and its files are not seen, for want of CAP_DAC_READ_SEARCH (they are closed to this user)".to_owned()
+    });
     let parts: Vec<String> = names
         .into_iter()
+        .chain(files)
         .chain(missed_by_gpu(permitted, later))
         .collect();
     (!parts.is_empty()).then(|| parts.join("; "))
@@ -341,6 +357,7 @@ pub(crate) fn missed(permitted: CapabilitySet, later: &Later) -> Option<String> 
 fn missed_by_gpu(permitted: CapabilitySet, later: &Later) -> Option<String> {
     let later = Later {
         folders: Folders::Open,
+        closed_files: false,
         ..later.clone()
     };
     let missed: Vec<String> = later
@@ -399,8 +416,35 @@ impl fmt::Display for Reduced {
     }
 }
 
+/// Whether one of these files, which can be read now, is open to this thread only by a capability that overrides
+/// permissions. Takes it from the thread for a moment.
+///
+/// # Errors
+/// When a call is refused.
+pub(crate) fn closed(files: &[PathBuf]) -> Result<bool, PrivilegesError> {
+    let refused = |call| {
+        move |errno: rustix::io::Errno| PrivilegesError::Refused {
+            call,
+            source: errno.into(),
+        }
+    };
+    let before = capabilities(None).map_err(refused("capget"))?;
+    let overriding = CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::DAC_OVERRIDE);
+    if files.is_empty() || !before.effective.intersects(overriding) {
+        return Ok(false);
+    }
+    let without = CapabilitySets {
+        effective: before.effective.difference(overriding),
+        ..before
+    };
+    set_capabilities(None, without).map_err(refused("capset"))?;
+    let closed = files.iter().any(|file| fs::File::open(file).is_err());
+    set_capabilities(None, before).map_err(refused("capset"))?;
+    Ok(closed)
+}
+
 /// Gives up every capability that what is attached does not need any more, in all sets of this thread, and with
-/// `no_new_privs` the ways to new ones.
+/// `no_new_privs` the ways to new ones. `closed_files`: see [`Later`].
 ///
 /// # Errors
 /// When there is another thread, whose capabilities would stay, or when a call is refused.
@@ -408,6 +452,7 @@ pub(crate) fn reduce(
     kernel: &Kernel,
     procfs: &Path,
     rootfs: &Path,
+    closed_files: bool,
 ) -> Result<Reduced, PrivilegesError> {
     let read_error = |path: &Path| {
         let path = path.to_owned();
@@ -428,7 +473,7 @@ pub(crate) fn reduce(
     };
     let before = capabilities(None).map_err(refused("capget"))?;
     // Where it cannot be read, there is no such patch to heed.
-    let later = Later::new(kernel, &release, rootfs);
+    let later = Later::new(kernel, &release, rootfs, closed_files);
     let missed = missed(before.permitted, &later);
     let kept = keep(before.permitted, &later);
     let keep = kept.iter().fold(CapabilitySet::empty(), |all, kept| {
@@ -705,6 +750,27 @@ mod tests {
         assert!(
             both.contains("some programs that use CUDA may not be seen"),
             "{both}"
+        );
+    }
+
+    #[test]
+    fn files_that_are_closed_take_a_capability() {
+        let later = Later {
+            release: "6.18.0",
+            closed_files: true,
+            ..Later::default()
+        };
+        let search = CapabilitySet::DAC_READ_SEARCH;
+        assert_eq!(
+            describe(&keep(FULL, &later)),
+            format!("CAP_DAC_READ_SEARCH ({WEB_CONFIG})")
+        );
+        assert_eq!(missed(search, &later), None);
+        assert_eq!(
+            missed(CapabilitySet::empty(), &later).as_deref(),
+            Some(
+                "changes of --web.config.file and its files are not seen, for want of CAP_DAC_READ_SEARCH (they are closed to this user)"
+            )
         );
     }
 

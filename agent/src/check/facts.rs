@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::{
     config::Config,
     enrich::cgroup::mounts,
-    privileges::{self, Later, UNCHARGED_MAPS},
+    expose::web_config::WebConfig,
+    privileges::{self, Later, PrivilegesError, UNCHARGED_MAPS},
 };
 
 /// Something about the host that the probes depend on.
@@ -34,7 +35,11 @@ fn meaning(value: impl Into<String>, meaning: impl Into<String>) -> Finding {
 }
 
 /// Looks at the host, and, where something could be attached, at what that needs from then on.
-pub(super) fn host(config: &Config, kernel: Option<&Kernel>) -> Vec<Fact> {
+pub(super) fn host(
+    config: &Config,
+    kernel: Option<&Kernel>,
+    web: Option<&WebConfig>,
+) -> Result<Vec<Fact>, PrivilegesError> {
     let proc = |path: &str| read(&config.procfs.join(path));
     let (btf, lockdown) = (
         config.sysfs.join("kernel/btf/vmlinux"),
@@ -70,7 +75,9 @@ pub(super) fn host(config: &Config, kernel: Option<&Kernel>) -> Vec<Fact> {
     }
     if let Some(kernel) = kernel {
         let permitted = privileges::set(&status, "CapPrm:");
-        let later = Later::new(kernel, known_release, &config.rootfs);
+        let files = web.map(WebConfig::files).unwrap_or_default();
+        let closed = privileges::closed(&files)?;
+        let later = Later::new(kernel, known_release, &config.rootfs, closed);
         let kept = privileges::describe(&privileges::keep(permitted, &later));
         let missed = privileges::missed(permitted, &later);
         facts.push(("kept", (kept, missed)));
@@ -100,14 +107,19 @@ pub(super) fn host(config: &Config, kernel: Option<&Kernel>) -> Vec<Fact> {
             plain(cgroup_mode(&mountinfo, proc("cgroups").ok().as_deref())),
         ),
     ]);
-    facts
-        .into_iter()
+    if let Some(web) = web {
+        let current = web.current();
+        let notes = Some(current.notes().join("; ")).filter(|notes| !notes.is_empty());
+        facts.push(("web config", (current.summary(), notes)));
+    }
+    let facts = facts.into_iter();
+    Ok(facts
         .map(|(name, (value, meaning))| Fact {
             name,
             value,
             meaning,
         })
-        .collect()
+        .collect())
 }
 
 fn read(path: &Path) -> Result<String, String> {

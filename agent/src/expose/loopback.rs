@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Exposed, HttpStats, Limits, Parts, ProbeVerdict, Readiness, Scrape, bind, runtime, serve,
+    web_config::WebConfig,
 };
 
 /// How long anything may take before a test gives up.
@@ -74,7 +75,16 @@ impl Server {
         scrape: impl Fn() -> String + Send + Sync + 'static,
         limits: Limits,
     ) -> Self {
-        let stats = Arc::new(HttpStats::default());
+        Self::start_with(path, scrape, limits, Arc::default(), None)
+    }
+
+    pub(super) fn start_with(
+        path: &str,
+        scrape: impl Fn() -> String + Send + Sync + 'static,
+        limits: Limits,
+        stats: Arc<HttpStats>,
+        web: Option<Arc<WebConfig>>,
+    ) -> Self {
         let ready = Arc::new(Mutex::new(Err("no probe is attached".to_owned())));
         let probes = Arc::default();
         let exposed = Exposed {
@@ -86,6 +96,7 @@ impl Server {
             stats: Arc::clone(&stats),
             telemetry_path: path.parse().unwrap(),
             limits,
+            web,
         };
         let (shutdown, stopped) = oneshot::channel();
         let (bound, address) = mpsc::channel();
@@ -163,15 +174,29 @@ impl Answer {
     }
 }
 
+/// What a connection reads from and writes to: a socket, or TLS over one.
+pub(super) trait Transport: Read + Write {}
+
+impl<T: Read + Write> Transport for T {}
+
 /// One connection.
-pub(super) struct Client(BufReader<TcpStream>);
+pub(super) struct Client(BufReader<Box<dyn Transport>>);
+
+/// A socket that gives up after a while.
+pub(super) fn socket(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
 
 impl Client {
     pub(super) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self(BufReader::new(stream))
+        Self::over(socket(address))
+    }
+
+    pub(super) fn over(transport: impl Transport + 'static) -> Self {
+        Self(BufReader::new(Box::new(transport)))
     }
 
     /// Whether the bytes could be sent.

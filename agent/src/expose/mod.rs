@@ -11,14 +11,17 @@ pub(crate) mod metrics;
 pub(crate) mod self_metrics;
 pub(crate) mod server;
 pub(crate) mod verdicts;
+pub(crate) mod web_config;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
 
 pub(crate) use bind::bind;
 pub(crate) use server::{Limits, runtime, serve};
+use web_config::{HandshakeFailure, Refusal, WebConfig};
 
 /// An exposition in `OpenMetrics` text, part after part, `# EOF` at the end of the last. A part begins with a family's
 /// metadata, also when it goes on with the family that the one before ended with.
@@ -68,6 +71,8 @@ pub(crate) struct Exposed {
     pub(crate) telemetry_path: TelemetryPath,
     /// Time limits.
     pub(crate) limits: Limits,
+    /// Who may connect; without it, everybody by plain HTTP.
+    pub(crate) web: Option<Arc<WebConfig>>,
 }
 
 /// Counters of what the server had to refuse or cut off. They only grow.
@@ -77,7 +82,24 @@ pub(crate) struct HttpStats {
     scrapes_refused: AtomicU64,
     timeouts: AtomicU64,
     accept_errors: AtomicU64,
+    requests_limited: AtomicU64,
+    authentication_failures: [AtomicU64; AUTHENTICATION_FAILURES.len()],
+    handshake_failures: [AtomicU64; HandshakeFailure::ALL.len()],
+    web_config_failed: AtomicU64,
+    web_config_is_old: AtomicBool,
+    /// In seconds since 1970; 0 without such a file.
+    web_config_success: AtomicU64,
 }
+
+/// The codes of [`Refusal`], as metrics have them.
+const AUTHENTICATION_FAILURES: [&str; 6] = [
+    "missing",
+    "malformed",
+    "unknown_user",
+    "wrong_password",
+    "too_many",
+    "busy",
+];
 
 impl HttpStats {
     /// Connections closed at once because too many were open.
@@ -103,6 +125,91 @@ impl HttpStats {
     pub(crate) fn accept_errors_total(&self) -> u64 {
         self.accept_errors.load(Ordering::Relaxed)
     }
+
+    /// Requests answered with 429 by the rate limit of `--web.config.file`.
+    #[must_use]
+    pub(crate) fn requests_limited_total(&self) -> u64 {
+        self.requests_limited.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self, refusal: Refusal) {
+        let index = match refusal {
+            Refusal::Missing => 0,
+            Refusal::Malformed => 1,
+            Refusal::UnknownUser => 2,
+            Refusal::WrongPassword => 3,
+            Refusal::TooMany(_) => 4,
+            Refusal::Busy => 5,
+        };
+        self.authentication_failures[index].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests without a right user and password, by reason.
+    pub(crate) fn authentication_failures_total(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.authentication_failures.iter();
+        AUTHENTICATION_FAILURES
+            .into_iter()
+            .zip(counts.map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    fn handshake_failed(&self, failure: HandshakeFailure) {
+        let index = HandshakeFailure::ALL
+            .iter()
+            .position(|known| *known == failure);
+        if let Some(count) = index.and_then(|index| self.handshake_failures.get(index)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// TLS handshakes that failed, by reason.
+    pub(crate) fn handshake_failures_total(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.handshake_failures.iter();
+        HandshakeFailure::ALL
+            .into_iter()
+            .map(HandshakeFailure::code)
+            .zip(counts.map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    /// Notes that the file of `--web.config.file` was read, with or without success.
+    fn web_config_read(&self, success: Option<SystemTime>) {
+        self.web_config_is_old
+            .store(success.is_none(), Ordering::Relaxed);
+        match success {
+            Some(now) => {
+                let since_1970 = now
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .unwrap_or_default();
+                self.web_config_success
+                    .store(since_1970.as_secs().max(1), Ordering::Relaxed);
+            }
+            None => {
+                self.web_config_failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What became of the file of `--web.config.file`, if there is one.
+    pub(crate) fn web_config(&self) -> Option<WebConfigReads> {
+        let success = self.web_config_success.load(Ordering::Relaxed);
+        (success > 0).then(|| WebConfigReads {
+            last_success_seconds: success,
+            last_was_successful: !self.web_config_is_old.load(Ordering::Relaxed),
+            failures_total: self.web_config_failed.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// How reading the file of `--web.config.file` went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WebConfigReads {
+    /// When it was last read with success, in seconds since 1970.
+    pub(crate) last_success_seconds: u64,
+    /// Whether the last attempt was one.
+    pub(crate) last_was_successful: bool,
+    /// Attempts that were none.
+    pub(crate) failures_total: u64,
 }
 
 /// Where the metrics are served: a plain absolute path that nothing else uses.

@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 
 use super::{
-    HttpStats,
+    HttpStats, WebConfigReads,
     metrics::{Family, seconds},
 };
 use crate::{
@@ -118,6 +118,20 @@ impl<'a> Reading<'a> {
         let watch = self.collector.names().watch();
         let value = watch.and_then(|watch| value(&watch.stats()));
         value.into_iter().map(|value| (Vec::new(), value)).collect()
+    }
+
+    /// A value of the file of `--web.config.file`, where there is one.
+    fn web_config(&self, value: impl Fn(WebConfigReads) -> u64) -> Values {
+        let reads = self.http.web_config();
+        reads.map_or_else(Vec::new, |reads| one(value(reads)))
+    }
+
+    /// Values of such a file's doing by reason, where there is one.
+    fn by_reason(&self, counts: impl Iterator<Item = (&'static str, u64)>) -> Values {
+        counts
+            .filter(|_| self.http.web_config().is_some())
+            .map(|(reason, count)| (vec![reason.to_owned()], Number::Whole(count)))
+            .collect()
     }
 
     fn usage(&self, value: impl Fn(&Usage) -> Number) -> Values {
@@ -332,6 +346,48 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.accept_errors_total()),
+    },
+    SelfMetric {
+        name: "sentry_http_tls_handshake_errors_total",
+        help: "Connections that came to nothing before TLS was established; see --web.config.file",
+        kind: Kind::Counter,
+        labels: &["reason"],
+        read: |reading| reading.by_reason(reading.http.handshake_failures_total()),
+    },
+    SelfMetric {
+        name: "sentry_http_authentication_failures_total",
+        help: "Requests refused for want of a right user and password; too_many and busy were not looked at",
+        kind: Kind::Counter,
+        labels: &["reason"],
+        read: |reading| reading.by_reason(reading.http.authentication_failures_total()),
+    },
+    SelfMetric {
+        name: "sentry_http_requests_limited_total",
+        help: "Requests refused by the rate limit of --web.config.file",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| reading.web_config(|_| reading.http.requests_limited_total()),
+    },
+    SelfMetric {
+        name: "sentry_web_config_last_reload_successful",
+        help: "Whether --web.config.file is in force as it was last read; if not, an older state is",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.web_config(|reads| u64::from(reads.last_was_successful)),
+    },
+    SelfMetric {
+        name: "sentry_web_config_last_reload_success_timestamp_seconds",
+        help: "When --web.config.file was last read with success, in seconds since 1970",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.web_config(|reads| reads.last_success_seconds),
+    },
+    SelfMetric {
+        name: "sentry_web_config_reload_failures_total",
+        help: "Changes of --web.config.file or of files that it names that were refused",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| reading.web_config(|reads| reads.failures_total),
     },
     SelfMetric {
         name: "sentry_build_info",

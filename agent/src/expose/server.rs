@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::header::{CONNECTION, X_CONTENT_TYPE_OPTIONS};
+use http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
@@ -20,14 +21,18 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
 
+use super::Exposed;
 use super::http::{MAX_SCRAPES, router};
-use super::{Exposed, HttpStats};
+use super::web_config::{HandshakeFailure, Refusal};
 
 /// Connections open at once; one more is answered 503 and closed.
 const MAX_CONNECTIONS: usize = 64;
@@ -38,11 +43,17 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// What a request's body may take; beyond it the client gets 413.
 const MAX_BODY_BYTES: usize = 1024;
 
+/// What TLS keeps of an answer that a client has not taken yet.
+const TLS_BUFFER_BYTES: usize = 32 * 1024;
+
+/// Threads beside the server's own for `--web.config.file`: one to hash passwords, and one to look at files.
+const WEB_CONFIG_THREADS: usize = 2;
+
 /// How long each step of a conversation may take.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     /// From the first byte of a request to the end of its headers, and as long again for its body; for a new
-    /// connection it runs from the start.
+    /// connection it runs from the start, and a TLS handshake is part of it.
     pub(crate) head: Duration,
     /// From an answer to the next request. Longer than the usual scrape intervals, so that a scraper's
     /// connection lasts and adds no handshakes to those that the agent measures.
@@ -73,7 +84,8 @@ impl Default for Limits {
     }
 }
 
-/// A runtime as the server wants it: one thread, and for scrapes as many more as may run at once, which end soon after.
+/// A runtime as the server wants it: one thread, and for what takes longer as many more as may run at once, which end
+/// soon after.
 ///
 /// # Errors
 /// When the kernel has no file descriptors left for it.
@@ -81,7 +93,7 @@ pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .max_blocking_threads(MAX_SCRAPES)
+        .max_blocking_threads(MAX_SCRAPES + WEB_CONFIG_THREADS)
         .thread_keep_alive(Duration::from_secs(1))
         .build()
 }
@@ -96,16 +108,16 @@ pub(crate) async fn serve(listener: TcpListener, exposed: Exposed, shutdown: imp
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             _ = &mut shutdown => break,
-            stream = accept(&listener, &exposed) => stream,
+            accepted = accept(&listener, &exposed) => accepted,
         };
         while connections.try_join_next().is_some() {}
         if connections.len() < MAX_CONNECTIONS {
             let (exposed, router) = (Arc::clone(&exposed), router.clone());
-            connections.spawn(converse(stream, exposed, router, stopping.clone()));
+            connections.spawn(converse(stream, peer, exposed, router, stopping.clone()));
         } else {
-            refuse(&stream, &exposed.stats);
+            refuse(&stream, &exposed);
         }
     }
     drop((listener, stopping));
@@ -115,12 +127,12 @@ pub(crate) async fn serve(listener: TcpListener, exposed: Exposed, shutdown: imp
     connections.shutdown().await;
 }
 
-/// The next connection. Errors end neither the server nor, since most last a while, its rest.
-async fn accept(listener: &TcpListener, exposed: &Exposed) -> TcpStream {
+/// The next connection and where it comes from. Errors end neither the server nor, since most last a while, its rest.
+async fn accept(listener: &TcpListener, exposed: &Exposed) -> (TcpStream, IpAddr) {
     let mut failing = false;
     loop {
         let error = match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok((stream, peer)) => return (stream, peer.ip()),
             Err(error) => error,
         };
         exposed.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
@@ -136,8 +148,17 @@ async fn accept(listener: &TcpListener, exposed: &Exposed) -> TcpStream {
     }
 }
 
-fn refuse(stream: &TcpStream, stats: &HttpStats) {
+fn refuse(stream: &TcpStream, exposed: &Exposed) {
+    let stats = &exposed.stats;
     stats.connections_refused.fetch_add(1, Ordering::Relaxed);
+    if exposed
+        .web
+        .as_ref()
+        .is_some_and(|web| web.current().tls.is_some())
+    {
+        // The client could not read it.
+        return;
+    }
     let answer = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     // The buffer of a new connection takes it; if not, closing says as much.
     let _ = stream.try_write(answer.as_bytes());
@@ -146,6 +167,7 @@ fn refuse(stream: &TcpStream, stats: &HttpStats) {
 /// Serves one connection to its end, or until its client is out of time.
 async fn converse(
     stream: TcpStream,
+    peer: IpAddr,
     exposed: Arc<Exposed>,
     router: Router,
     mut stopping: watch::Receiver<()>,
@@ -153,14 +175,31 @@ async fn converse(
     // An answer ends in a short segment that would otherwise wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
     let limits = &exposed.limits;
+    let stats = &exposed.stats;
     let progress = Arc::new(Progress::new());
+    let secured = tokio::select! {
+        secured = secured(stream, &exposed) => secured,
+        () = sleep_until(progress.deadline(limits)) => {
+            stats.timeouts.fetch_add(1, Ordering::Relaxed);
+            Err(HandshakeFailure::Timeout)
+        }
+        _ = stopping.changed() => return,
+    };
+    let stream = match secured {
+        Ok(stream) => stream,
+        Err(failure) => {
+            tracing::debug!(%peer, %failure, "no TLS with a client");
+            stats.handshake_failed(failure);
+            return;
+        }
+    };
     let io = WatchedIo {
         stream: TokioIo::new(stream),
         progress: Arc::clone(&progress),
     };
     let service = service_fn(|request| {
         progress.request_begins();
-        let answer = answer(request, router.clone(), limits.head);
+        let answer = answer(request, router.clone(), Arc::clone(&exposed), peer);
         let progress = Arc::clone(&progress);
         async move {
             let answer = answer.await;
@@ -198,16 +237,118 @@ async fn converse(
     }
 }
 
-async fn answer(request: Request<Incoming>, router: Router, patience: Duration) -> Response {
-    let mut response = match read_body(request, patience).await {
-        Ok(request) => router.oneshot(request).await.into_response(),
-        Err(response) => response,
+/// The connection as it goes on: with TLS, where that is in force.
+async fn secured(stream: TcpStream, exposed: &Exposed) -> Result<Stream, HandshakeFailure> {
+    let Some(web) = &exposed.web else {
+        return Ok(Stream::Plain(stream));
     };
+    let Some(tls) = web.fresh().await.tls.clone() else {
+        return Ok(Stream::Plain(stream));
+    };
+    // TLS begins with a byte that is no letter, and HTTP with a method.
+    let mut first = [0];
+    let peeked = stream.peek(&mut first).await;
+    if peeked.is_ok_and(|read| read == 1) && first[0].is_ascii_alphabetic() {
+        // What is not read would turn the close into a reset, and the answer would be lost.
+        let _ = stream.try_read(&mut [0; 4096]);
+        let answer = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: 47\r\n\r\nthis port speaks HTTPS; ask by https:// instead";
+        let _ = stream.try_write(answer.as_bytes());
+        return Err(HandshakeFailure::NotTls);
+    }
+    let bounded = |session: &mut rustls::ServerConnection| {
+        session.set_buffer_limit(Some(TLS_BUFFER_BYTES));
+    };
+    match TlsAcceptor::from(tls).accept_with(stream, bounded).await {
+        Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
+        Err(error) => Err(HandshakeFailure::from(&error)),
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    router: Router,
+    exposed: Arc<Exposed>,
+    peer: IpAddr,
+) -> Response {
+    let patience = exposed.limits.head;
+    let mut in_force = None;
+    let refusal = match &exposed.web {
+        Some(web) => {
+            let current = web.fresh().await;
+            let refusal = match current.allow_request() {
+                Ok(()) => web
+                    .admit(&current, request.headers(), peer)
+                    .await
+                    .err()
+                    .map(|refusal| {
+                        exposed.stats.refused(refusal);
+                        not_admitted(refusal)
+                    }),
+                Err(wait) => {
+                    exposed
+                        .stats
+                        .requests_limited
+                        .fetch_add(1, Ordering::Relaxed);
+                    let text = "more requests than rate_limit allows\n";
+                    Some(later(StatusCode::TOO_MANY_REQUESTS, wait, text))
+                }
+            };
+            in_force = Some(current);
+            refusal
+        }
+        None => None,
+    };
+    let mut response = match refusal {
+        Some(mut response) => {
+            if !request.body().is_end_stream() {
+                // The body would be taken for the next request.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            response
+        }
+        None => match read_body(request, patience).await {
+            Ok(request) => router.oneshot(request).await.into_response(),
+            Err(response) => response,
+        },
+    };
+    let headers = response.headers_mut();
     let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(X_CONTENT_TYPE_OPTIONS, nosniff);
+    for (name, value) in in_force.iter().flat_map(|in_force| &in_force.headers) {
+        headers.entry(name).or_insert_with(|| value.clone());
+    }
     response
-        .headers_mut()
-        .insert(X_CONTENT_TYPE_OPTIONS, nosniff);
-    response
+}
+
+/// The answer to one who is not let in.
+fn not_admitted(refusal: Refusal) -> Response {
+    match refusal {
+        Refusal::Missing | Refusal::Malformed | Refusal::UnknownUser | Refusal::WrongPassword => (
+            StatusCode::UNAUTHORIZED,
+            [(WWW_AUTHENTICATE, "Basic realm=\"sentry\"")],
+            "a user and a password are needed\n",
+        )
+            .into_response(),
+        Refusal::TooMany(wait) => {
+            let text = "too many failed log-ins from this address\n";
+            later(StatusCode::TOO_MANY_REQUESTS, wait, text)
+        }
+        Refusal::Busy => {
+            let text = "too many log-ins are under way\n";
+            later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Duration::from_secs(1),
+                text,
+            )
+        }
+    }
+}
+
+/// An answer that says when to try again, in whole seconds.
+fn later(status: StatusCode, wait: Duration, text: &'static str) -> Response {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    (status, [(RETRY_AFTER, seconds.to_string())], text).into_response()
 }
 
 /// The request with its body in memory, or the answer to a client whose body is too large or too slow.
@@ -343,9 +484,82 @@ impl Progress {
     }
 }
 
+/// A connection's stream.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buffer),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, buffers),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, buffers),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
 /// A connection's stream, which notes when it moves.
 struct WatchedIo {
-    stream: TokioIo<TcpStream>,
+    stream: TokioIo<Stream>,
     progress: Arc<Progress>,
 }
 
@@ -353,7 +567,7 @@ impl Drop for WatchedIo {
     fn drop(&mut self) {
         // The kernel would go on for minutes offering what this client doesn't read, and keep the memory.
         if self.progress.standing().blocked.is_some() {
-            let _ = self.stream.inner().set_zero_linger();
+            let _ = self.stream.inner().socket().set_zero_linger();
         }
     }
 }
@@ -398,8 +612,13 @@ impl Write for WatchedIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.progress.flushed();
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // TLS may have something left that hyper has handed over.
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.progress.written(&result);
+        if result.is_ready() {
+            self.progress.flushed();
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -125,7 +125,8 @@ impl Agent {
             let log = stderr.text();
             let ended = agent.process.try_wait().unwrap();
             assert_eq!(ended, None, "the agent ended: {log}");
-            let (_, url) = log.split_once("serving http://")?;
+            let (_, url) = log.split_once("serving http")?;
+            let (_, url) = url.split_once("://")?;
             Some(url.split_once('/')?.0.parse().unwrap())
         });
         agent

@@ -31,3 +31,4 @@ mod prometheus;
 mod series;
 mod storm;
 mod tcp;
+mod web;
