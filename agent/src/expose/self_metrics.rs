@@ -321,7 +321,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     },
     SelfMetric {
         name: "sentry_http_connections_refused_total",
-        help: "Connections closed at once because too many were open",
+        help: "Connections closed because too many were open: new ones, or older ones without a request",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.connections_refused_total()),

@@ -24,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -34,7 +34,8 @@ use super::Exposed;
 use super::http::{MAX_SCRAPES, router};
 use super::web_config::{HandshakeFailure, Refusal};
 
-/// Connections open at once; one more is answered 503 and closed.
+/// Connections open at once. One more takes the place of the oldest that has not come to a request that was let in, so
+/// that nobody keeps others out by holding on; where there is none, it is answered 503 and closed.
 const MAX_CONNECTIONS: usize = 64;
 
 /// What a request's line and headers may take; beyond it the client gets 431.
@@ -106,6 +107,8 @@ pub(crate) async fn serve(listener: TcpListener, exposed: Exposed, shutdown: imp
     let router = router(Arc::clone(&exposed));
     let (stop, stopping) = watch::channel(());
     let mut connections = JoinSet::new();
+    // Those of `connections`, in the order of their coming.
+    let mut guests: Vec<Guest> = Vec::with_capacity(MAX_CONNECTIONS);
     let mut shutdown = pin!(shutdown);
     loop {
         let (stream, peer) = tokio::select! {
@@ -113,12 +116,32 @@ pub(crate) async fn serve(listener: TcpListener, exposed: Exposed, shutdown: imp
             accepted = accept(&listener, &exposed) => accepted,
         };
         while connections.try_join_next().is_some() {}
-        if connections.len() < MAX_CONNECTIONS {
-            let (exposed, router) = (Arc::clone(&exposed), router.clone());
-            connections.spawn(converse(stream, peer, exposed, router, stopping.clone()));
-        } else {
-            refuse(&stream, &exposed);
+        if connections.len() >= MAX_CONNECTIONS {
+            let Some(idler) = guests.iter().find(|guest| guest.is_idler()) else {
+                refuse(&stream, &exposed);
+                continue;
+            };
+            exposed
+                .stats
+                .connections_refused
+                .fetch_add(1, Ordering::Relaxed);
+            idler.task.abort();
+            // It ends as soon as it has its turn, which is now.
+            while connections.len() >= MAX_CONNECTIONS {
+                connections.join_next().await;
+            }
         }
+        guests.retain(|guest| !guest.task.is_finished());
+        let progress = Arc::new(Progress::new());
+        let connection = Connection {
+            stream,
+            peer,
+            progress: Arc::clone(&progress),
+            exposed: Arc::clone(&exposed),
+            router: router.clone(),
+        };
+        let task = connections.spawn(converse(connection, stopping.clone()));
+        guests.push(Guest { task, progress });
     }
     drop((listener, stopping));
     let _ = stop.send(());
@@ -164,19 +187,44 @@ fn refuse(stream: &TcpStream, exposed: &Exposed) {
     let _ = stream.try_write(answer.as_bytes());
 }
 
-/// Serves one connection to its end, or until its client is out of time.
-async fn converse(
+/// A connection as the one who lets it in sees it.
+struct Guest {
+    task: AbortHandle,
+    progress: Arc<Progress>,
+}
+
+impl Guest {
+    /// Whether it does nothing that anybody asked for who may.
+    fn is_idler(&self) -> bool {
+        let Standing {
+            phase, admitted, ..
+        } = self.progress.standing();
+        !self.task.is_finished() && !admitted && !matches!(phase, Phase::Request { .. })
+    }
+}
+
+/// A connection, and what it is served with.
+struct Connection {
     stream: TcpStream,
     peer: IpAddr,
+    progress: Arc<Progress>,
     exposed: Arc<Exposed>,
     router: Router,
-    mut stopping: watch::Receiver<()>,
-) {
+}
+
+/// Serves one connection to its end, or until its client is out of time.
+async fn converse(connection: Connection, mut stopping: watch::Receiver<()>) {
+    let Connection {
+        stream,
+        peer,
+        progress,
+        exposed,
+        router,
+    } = connection;
     // An answer ends in a short segment that would otherwise wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
     let limits = &exposed.limits;
     let stats = &exposed.stats;
-    let progress = Arc::new(Progress::new());
     let secured = tokio::select! {
         secured = secured(stream, &exposed) => secured,
         () = sleep_until(progress.deadline(limits)) => {
@@ -199,10 +247,10 @@ async fn converse(
     };
     let service = service_fn(|request| {
         progress.request_begins();
-        let answer = answer(request, router.clone(), Arc::clone(&exposed), peer);
+        let (router, exposed) = (router.clone(), Arc::clone(&exposed));
         let progress = Arc::clone(&progress);
         async move {
-            let answer = answer.await;
+            let answer = answer(request, router, &exposed, peer, &progress).await;
             Ok::<_, Infallible>(answer.map(|body| WatchedBody { body, progress }))
         }
     });
@@ -267,8 +315,9 @@ async fn secured(stream: TcpStream, exposed: &Exposed) -> Result<Stream, Handsha
 async fn answer(
     request: Request<Incoming>,
     router: Router,
-    exposed: Arc<Exposed>,
+    exposed: &Exposed,
     peer: IpAddr,
+    progress: &Progress,
 ) -> Response {
     let patience = exposed.limits.head;
     let mut in_force = None;
@@ -308,7 +357,10 @@ async fn answer(
             response
         }
         None => match read_body(request, patience).await {
-            Ok(request) => router.oneshot(request).await.into_response(),
+            Ok(request) => {
+                progress.admitted();
+                router.oneshot(request).await.into_response()
+            }
             Err(response) => response,
         },
     };
@@ -399,6 +451,8 @@ struct Standing {
     phase: Phase,
     /// Since when the client has taken nothing of what is there to be written.
     blocked: Option<Instant>,
+    /// Whether a whole request came of one who may ask.
+    admitted: bool,
 }
 
 impl Standing {
@@ -421,7 +475,12 @@ impl Progress {
         Self(Mutex::new(Standing {
             phase: Phase::Head(Instant::now()),
             blocked: None,
+            admitted: false,
         }))
+    }
+
+    fn admitted(&self) {
+        self.update(|standing| standing.admitted = true);
     }
 
     fn update(&self, change: impl FnOnce(&mut Standing)) {
@@ -680,7 +739,11 @@ mod tests {
         let limits = Limits::default();
         let start = Instant::now();
         let after = |standing: Standing| (standing.deadline(&limits) - start).as_secs();
-        let stands = |phase, blocked| Standing { phase, blocked };
+        let stands = |phase, blocked| Standing {
+            phase,
+            blocked,
+            admitted: true,
+        };
         let request = Phase::Request {
             since: start,
             made: true,
@@ -1008,6 +1071,27 @@ mod tests {
             Client::connect(server.address).get("/healthz", "").status == 200
         });
         assert!(freed);
+    }
+
+    #[test]
+    fn those_who_hold_on_without_a_request_make_room() {
+        let server = Server::start(String::new, quick());
+        let mut served = Client::connect(server.address);
+        assert_eq!(served.get("/healthz", "").status, 200);
+        let mut idlers: Vec<Client> = (0..3 * MAX_CONNECTIONS)
+            .map(|_| Client::connect(server.address))
+            .collect();
+        for _ in 0..10 {
+            let mut other = Client::connect(server.address);
+            assert_eq!(other.get("/healthz", "").status, 200);
+        }
+        // The oldest first, and never one that was served.
+        assert_eq!(idlers[0].rest(), b"");
+        assert_eq!(served.get("/healthz", "").status, 200);
+        let least = 2 * MAX_CONNECTIONS as u64;
+        let refused = server.stats.connections_refused_total();
+        assert!((least..least + 12).contains(&refused), "{refused}");
+        assert_eq!(server.stats.timeouts_total(), 0);
     }
 
     /// Set for the process in which a test may use up all file descriptors.
