@@ -102,7 +102,7 @@ impl From<&Status> for Line {
 /// Prints the report. The exit code is 0 if at least one probe can attach.
 pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
     privileges::raise()?;
-    let web = config.web_config.as_deref();
+    let web = config.web.as_deref();
     let web = web
         .map(|path| WebConfig::load(path, Arc::default()))
         .transpose()?;

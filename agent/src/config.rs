@@ -96,7 +96,7 @@ pub(crate) struct Config {
     /// Path of the metrics; clashes with no other path the agent serves.
     pub(crate) telemetry_path: String,
     /// What says who may connect, in the format of Prometheus' exporters.
-    pub(crate) web_config: Option<PathBuf>,
+    pub(crate) web: Option<PathBuf>,
     /// Least severe level that is logged.
     pub(crate) log_level: Level,
     /// Shape of a log line.
@@ -269,7 +269,7 @@ struct Flags {
     telemetry_path: String,
     /// TLS, client certificates and passwords: a file as Prometheus' exporters read it
     #[arg(long = "web.config.file", value_name = "FILE", help_heading = "Web")]
-    web_config: Option<PathBuf>,
+    web: Option<PathBuf>,
 
     /// Probes to attach, separated by commas
     // Parser and default come from the caller's probes.
@@ -519,7 +519,7 @@ fn config(
     Ok(Config {
         listen: flags.listen,
         telemetry_path: flags.telemetry_path,
-        web_config: flags.web_config,
+        web: flags.web,
         log_level: flags.log_level,
         log_format: flags.log_format,
         probes: flags.probes.0,
@@ -1074,7 +1074,7 @@ mod tests {
         Config {
             listen: "127.0.0.1:9763".parse().unwrap(),
             telemetry_path: "/metrics".into(),
-            web_config: None,
+            web: None,
             log_level: Level::INFO,
             log_format: LogFormat::Text,
             probes: vec!["tcp".into(), "disk".into()],
@@ -1104,7 +1104,7 @@ mod tests {
         Config {
             listen: "[::]:1234".parse().unwrap(),
             telemetry_path: "/m".into(),
-            web_config: Some("/web.yml".into()),
+            web: Some("/web.yml".into()),
             log_level: Level::TRACE,
             log_format: LogFormat::Json,
             probes: vec!["disk".into()],

@@ -104,7 +104,7 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let started = Instant::now();
     let http = Arc::new(HttpStats::default());
-    let web = config.web_config.as_deref();
+    let web = config.web.as_deref();
     let web = web
         .map(|path| WebConfig::load(path, Arc::clone(&http)).map(Arc::new))
         .transpose()?;

@@ -1076,8 +1076,8 @@ mod tests {
     #[test]
     fn those_who_hold_on_without_a_request_make_room() {
         let server = Server::start(String::new, quick());
-        let mut served = Client::connect(server.address);
-        assert_eq!(served.get("/healthz", "").status, 200);
+        let mut active = Client::connect(server.address);
+        assert_eq!(active.get("/healthz", "").status, 200);
         let mut idlers: Vec<Client> = (0..3 * MAX_CONNECTIONS)
             .map(|_| Client::connect(server.address))
             .collect();
@@ -1085,9 +1085,9 @@ mod tests {
             let mut other = Client::connect(server.address);
             assert_eq!(other.get("/healthz", "").status, 200);
         }
-        // The oldest first, and never one that was served.
+        // The oldest first, and never one that was active.
         assert_eq!(idlers[0].rest(), b"");
-        assert_eq!(served.get("/healthz", "").status, 200);
+        assert_eq!(active.get("/healthz", "").status, 200);
         let least = 2 * MAX_CONNECTIONS as u64;
         let refused = server.stats.connections_refused_total();
         assert!((least..least + 12).contains(&refused), "{refused}");

@@ -416,12 +416,8 @@ impl Attack {
             if stream.write_all(request).is_err() {
                 break;
             }
-            // Head and one line.
-            while answer.iter().filter(|byte| **byte == b'\n').count() < 2
-                || !answer.windows(4).any(|end| end == b"\r\n\r\n")
-                || !answer.ends_with(b"\n")
-                || answer.ends_with(b"\r\n\r\n")
-            {
+            // A head, and one line that ends it all.
+            while answer.ends_with(b"\r\n") || !answer.ends_with(b"\n") {
                 let mut part = [0; 1024];
                 let Ok(read @ 1..) = stream.read(&mut part) else {
                     return answered;
