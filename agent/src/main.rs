@@ -167,12 +167,13 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     let statuses = lock(&collector).statuses();
     let exposed = Exposed {
         readiness: Arc::new(Verdicts(statuses)),
-        scrape: Arc::new(Metrics::new(Source {
+        scrape: Arc::new(Metrics(Source {
             collector,
             http: Arc::clone(&http),
             procfs: config.procfs.clone(),
             shape: Arc::new(Shape {
                 buckets_per_octave: config.buckets_per_octave,
+                classic_histograms: config.classic_histograms,
                 pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
             }),
             run_stats: config.bpf_stats,

@@ -7,7 +7,7 @@ use std::{env, fmt::Write, fs, path::Path};
 
 use probes::{BUCKETS, MetricKind, PROBES, Probe, Reason, Verdict, bucket_edge_seconds};
 
-use super::self_metrics::{Kind, SELF_METRICS};
+use super::self_metrics::SELF_METRICS;
 
 const WRITE: &str = "SENTRY_WRITE_DOCS";
 const README_START: &str = "<!-- metrics -->";
@@ -196,13 +196,9 @@ fn uprobes(hook: &str) -> &'static str {
 
 fn agent() -> String {
     let rows = SELF_METRICS.iter().map(|metric| {
-        let kind = match metric.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-        };
         vec![
             code(metric.name),
-            kind.to_owned(),
+            metric.kind.name().to_owned(),
             unit(metric.name).to_owned(),
             code_list(metric.labels),
             metric.help.to_owned(),

@@ -1,16 +1,12 @@
 //! What the agent tells about itself: one list, from which `/metrics` and its documentation derive.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use probes::{OwnCounter, RunStats, gpu::Gpu};
-use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
-    metrics::MetricType,
-};
 
 use super::{
     HttpStats,
-    metrics::{Family, seconds},
+    model::{Family, Kind, Value, seconds},
 };
 use crate::{
     collect::Collector,
@@ -32,20 +28,8 @@ pub(crate) struct SelfMetric {
     read: fn(&Reading) -> Values,
 }
 
-/// How a metric about the agent counts.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Counter,
-    Gauge,
-}
-
 /// Values with those of the labels.
-type Values = Vec<(Vec<String>, Number)>;
-
-enum Number {
-    Whole(u64),
-    Real(f64),
-}
+type Values = Vec<(Vec<String>, Value<'static>)>;
 
 /// All that is read for one scrape.
 pub(crate) struct Reading<'a> {
@@ -87,7 +71,7 @@ impl<'a> Reading<'a> {
             .filter(|(_, probe)| probe.installed.status.verdict.is_up())
             .filter_map(|(index, probe)| {
                 let name = probe.installed.probe.name.to_owned();
-                Some((vec![name], Number::Whole(value(index)?)))
+                Some((vec![name], Value::Whole(value(index)?)))
             })
             .collect()
     }
@@ -105,7 +89,7 @@ impl<'a> Reading<'a> {
             .sum()
     }
 
-    fn by_program(&self, value: impl Fn(&RunStats) -> Number) -> Values {
+    fn by_program(&self, value: impl Fn(&RunStats) -> Value<'static>) -> Values {
         self.run_stats
             .iter()
             .filter(|_| self.run_stats_on)
@@ -114,13 +98,13 @@ impl<'a> Reading<'a> {
     }
 
     /// A value of the watch of pods, where there is one.
-    fn watch(&self, value: impl Fn(&WatchStats) -> Option<Number>) -> Values {
+    fn watch(&self, value: impl Fn(&WatchStats) -> Option<Value<'static>>) -> Values {
         let watch = self.collector.names().watch();
         let value = watch.and_then(|watch| value(&watch.stats()));
         value.into_iter().map(|value| (Vec::new(), value)).collect()
     }
 
-    fn usage(&self, value: impl Fn(&Usage) -> Number) -> Values {
+    fn usage(&self, value: impl Fn(&Usage) -> Value<'static>) -> Values {
         self.usage
             .iter()
             .map(|usage| (Vec::new(), value(usage)))
@@ -130,7 +114,7 @@ impl<'a> Reading<'a> {
 
 /// A value without labels.
 fn one(count: u64) -> Values {
-    vec![(Vec::new(), Number::Whole(count))]
+    vec![(Vec::new(), Value::Whole(count))]
 }
 
 const PROBE: &[&str] = &["probe"];
@@ -150,7 +134,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
                 .map(|status| {
                     let verdict = status.verdict.name();
                     let labels = [status.probe, status.hook, verdict, status.reason.code()];
-                    let up = Number::Whole(u64::from(status.verdict.is_up()));
+                    let up = Value::Whole(u64::from(status.verdict.is_up()));
                     (labels.map(str::to_owned).to_vec(), up)
                 })
                 .collect()
@@ -196,7 +180,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
                 Some(reading.missed(probe.name))
             });
             let cgroup = reading.collector.cgroup_events_lost() + reading.missed("cgroup");
-            lost.push((vec!["cgroup".to_owned()], Number::Whole(cgroup)));
+            lost.push((vec!["cgroup".to_owned()], Value::Whole(cgroup)));
             lost
         },
     },
@@ -240,7 +224,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
             let errors = reading.collector.gpu().map(Gpu::attach_errors);
             let errors = errors.unwrap_or_default().into_iter();
             errors
-                .map(|(reason, count)| (vec![reason.to_owned()], Number::Whole(count)))
+                .map(|(reason, count)| (vec![reason.to_owned()], Value::Whole(count)))
                 .collect()
         },
     },
@@ -249,21 +233,21 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         help: "Whether the pods of this node are known as they are now",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.watch(|status| Some(Number::Whole(u64::from(status.up)))),
+        read: |reading| reading.watch(|status| Some(Value::Whole(u64::from(status.up)))),
     },
     SelfMetric {
         name: "sentry_kubernetes_last_sync_timestamp_seconds",
         help: "When the API server was last heard of, in seconds since 1970",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.watch(|status| status.last_sync.map(Number::Whole)),
+        read: |reading| reading.watch(|status| status.last_sync.map(Value::Whole)),
     },
     SelfMetric {
         name: "sentry_kubernetes_pods",
         help: "Pods of this node that are known",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.watch(|status| Some(Number::Whole(status.pods as u64))),
+        read: |reading| reading.watch(|status| Some(Value::Whole(status.pods as u64))),
     },
     SelfMetric {
         name: "sentry_kubernetes_watch_errors_total",
@@ -276,7 +260,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
             let reasons = Reason::ALL.iter().map(|reason| reason.code());
             reasons
                 .zip(errors.into_iter().flatten())
-                .map(|(reason, count)| (vec![reason.to_owned()], Number::Whole(count)))
+                .map(|(reason, count)| (vec![reason.to_owned()], Value::Whole(count)))
                 .collect()
         },
     },
@@ -287,7 +271,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         labels: &["map"],
         read: |reading| {
             let maps = reading.collector.map_memory_bytes().into_iter();
-            maps.map(|(map, bytes)| (vec![map], Number::Whole(bytes)))
+            maps.map(|(map, bytes)| (vec![map], Value::Whole(bytes)))
                 .collect()
         },
     },
@@ -296,14 +280,14 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         help: "Runs of a BPF program while the kernel's statistics were on; see --bpf.stats",
         kind: Kind::Counter,
         labels: PROGRAM,
-        read: |reading| reading.by_program(|stats| Number::Whole(stats.runs)),
+        read: |reading| reading.by_program(|stats| Value::Whole(stats.runs)),
     },
     SelfMetric {
         name: "sentry_bpf_program_run_seconds_total",
         help: "Time spent in a BPF program while the kernel's statistics were on",
         kind: Kind::Counter,
         labels: PROGRAM,
-        read: |reading| reading.by_program(|stats| Number::Real(seconds(stats.run_time_ns))),
+        read: |reading| reading.by_program(|stats| Value::Real(seconds(stats.run_time_ns))),
     },
     SelfMetric {
         name: "sentry_http_connections_refused_total",
@@ -340,7 +324,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         labels: &["version"],
         read: |_| {
             let version = env!("CARGO_PKG_VERSION").to_owned();
-            vec![(vec![version], Number::Whole(1))]
+            vec![(vec![version], Value::Whole(1))]
         },
     },
     // The metrics that Prometheus' client libraries have for every process.
@@ -349,88 +333,57 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         help: "User and system CPU time",
         kind: Kind::Counter,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Real(usage.cpu_seconds)),
+        read: |reading| reading.usage(|usage| Value::Real(usage.cpu_seconds)),
     },
     SelfMetric {
         name: "process_resident_memory_bytes",
         help: "Resident memory",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Whole(usage.resident_bytes)),
+        read: |reading| reading.usage(|usage| Value::Whole(usage.resident_bytes)),
     },
     SelfMetric {
         name: "process_virtual_memory_bytes",
         help: "Virtual memory",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Whole(usage.virtual_bytes)),
+        read: |reading| reading.usage(|usage| Value::Whole(usage.virtual_bytes)),
     },
     SelfMetric {
         name: "process_open_fds",
         help: "Open file descriptors",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Whole(usage.open_fds)),
+        read: |reading| reading.usage(|usage| Value::Whole(usage.open_fds)),
     },
     SelfMetric {
         name: "process_max_fds",
         help: "Most file descriptors that may be open",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Whole(usage.max_fds)),
+        read: |reading| reading.usage(|usage| Value::Whole(usage.max_fds)),
     },
     SelfMetric {
         name: "process_start_time_seconds",
         help: "When the process started, in seconds since 1970",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Real(usage.start_time_seconds)),
+        read: |reading| reading.usage(|usage| Value::Real(usage.start_time_seconds)),
     },
 ];
 
 impl SelfMetric {
-    /// Writes the metric, unless it has no value now.
-    pub(crate) fn encode(&self, reading: &Reading, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let values = (self.read)(reading);
-        if values.is_empty() {
-            return Ok(());
-        }
-        let kind = match self.kind {
-            Kind::Counter => MetricType::Counter,
-            Kind::Gauge => MetricType::Gauge,
-        };
-        let family = Family::new(self.name);
-        let mut encoder = family.describe(encoder, self.help, kind)?;
-        for (labels, number) in values {
-            let labels: Vec<(&str, String)> = self.labels.iter().copied().zip(labels).collect();
-            if labels.is_empty() {
-                // An empty set would be written as `{}`.
-                self.encode_number(&mut encoder, &number)?;
-            } else {
-                self.encode_number(&mut with_labels(&mut encoder, &labels)?, &number)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn encode_number(&self, encoder: &mut MetricEncoder, number: &Number) -> fmt::Result {
-        match (self.kind, number) {
-            (Kind::Counter, Number::Whole(n)) => {
-                encoder.encode_counter::<NoLabelSet, _, f64>(n, None)
-            }
-            (Kind::Counter, Number::Real(x)) => {
-                encoder.encode_counter::<NoLabelSet, _, f64>(x, None)
-            }
-            (Kind::Gauge, Number::Whole(n)) => encoder.encode_gauge(n),
-            (Kind::Gauge, Number::Real(x)) => encoder.encode_gauge(x),
+    /// What all formats say of it.
+    pub(crate) fn family(&self) -> Family {
+        Family {
+            name: self.name,
+            help: self.help,
+            kind: self.kind,
         }
     }
-}
 
-/// Ties the encoder's lifetime to that of the labels, which its own signature leaves open.
-fn with_labels<'s, S: EncodeLabelSet>(
-    encoder: &'s mut MetricEncoder,
-    labels: &'s S,
-) -> Result<MetricEncoder<'s>, fmt::Error> {
-    encoder.encode_family(labels)
+    /// Its values now, each with those of its labels.
+    pub(crate) fn values(&self, reading: &Reading) -> Values {
+        (self.read)(reading)
+    }
 }
