@@ -87,16 +87,18 @@ impl Metrics {
             if part.is_first {
                 pieces.extend(last.take().into_iter().flat_map(protobuf::Encoded::finish));
             }
-            let encoded = last.get_or_insert_with(|| encoder.family(part.family()));
+            let message = last.get_or_insert_with(|| encoder.family(part.family()));
             for copied in &part.samples {
-                encoded.add(&copied.sample(shape));
+                message.add(&copied.sample(shape));
             }
         }
         pieces.extend(last.into_iter().flat_map(protobuf::Encoded::finish));
         self.0.own(|family, samples| {
-            let mut encoded = encoder.family(family);
-            samples.iter().for_each(|sample| encoded.add(sample));
-            pieces.extend(encoded.finish());
+            let mut message = encoder.family(family);
+            for sample in samples {
+                message.add(sample);
+            }
+            pieces.extend(message.finish());
         });
         pieces
     }

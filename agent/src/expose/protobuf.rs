@@ -342,9 +342,11 @@ mod tests {
     }
 
     fn encoded(encoder: Encoder, family: Family, samples: &[Sample]) -> Vec<u8> {
-        let mut encoded = encoder.family(family);
-        samples.iter().for_each(|sample| encoded.add(sample));
-        encoded.finish().concat()
+        let mut message = encoder.family(family);
+        for sample in samples {
+            message.add(sample);
+        }
+        message.finish().concat()
     }
 
     fn decoded(bytes: &[u8]) -> MetricFamily {
@@ -561,9 +563,9 @@ mod tests {
             // The classic buckets beside them.
             assert_eq!(found.bucket.len(), 23);
             let (first, last) = (found.bucket[0], found.bucket[22]);
-            assert_eq!(first.upper_bound(), 2f64.powi(-18));
+            assert_eq!(first.upper_bound().to_bits(), 2f64.powi(-18).to_bits());
             assert_eq!(first.cumulative_count(), buckets[0]);
-            assert_eq!(last.upper_bound(), 16.0);
+            assert_eq!(last.upper_bound().to_bits(), 16f64.to_bits());
             assert_eq!(last.cumulative_count(), total - buckets[BUCKETS - 1]);
         }
     }
