@@ -24,6 +24,9 @@ pub(crate) struct SelfMetric {
     pub(crate) help: &'static str,
     pub(crate) kind: Kind,
     pub(crate) labels: &'static [&'static str],
+    /// Where the number comes from.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the documentation"))]
+    pub(crate) source: &'static str,
     /// No values hide the metric.
     read: fn(&Reading) -> Values,
 }
@@ -125,6 +128,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_probe_up",
         help: "Whether a probe is attached",
+        source: "the agent: what became of attaching the programs",
         kind: Kind::Gauge,
         labels: &["probe", "hook", "verdict", "reason"],
         read: |reading| {
@@ -143,6 +147,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_series",
         help: "Series in use: histograms and counters of live workloads; for gpu, processes",
+        source: "the agent: cells of live entries of the map series_index; gpu: entries of gpu_processes",
         kind: Kind::Gauge,
         labels: PROBE,
         read: |reading| reading.by_probe(|index| Some(reading.collector.series_in_use(index))),
@@ -150,6 +155,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_series_limit",
         help: "Most histograms that tcp and disk together have for series, a few of their own included: --series.max; there are as many counters beside them; for gpu, processes",
+        source: "size of the map histograms; gpu: of its table of processes",
         kind: Kind::Gauge,
         labels: PROBE,
         read: |reading| reading.by_probe(|index| Some(reading.collector.series_limit(index))),
@@ -157,6 +163,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_series_overflow_total",
         help: "Events counted under cgroup=\"other\" because no cell, or for gpu no place for their process, was free",
+        source: "a counter of the probe's programs, in the map counters; gpu: calls in its entry for processes without a place",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::SeriesOverflow),
@@ -164,6 +171,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_series_evicted_total",
         help: "Series of workloads that are gone, dropped before their retention for want of room",
+        source: "the agent",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.collector.evicted()),
@@ -171,6 +179,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_events_lost_total",
         help: "Events that no program saw, for it was running on their CPU already, or that found their ring full",
+        source: "bpf_prog.stats.misses of the probe's programs (recursion_misses in their fdinfo); cgroup: also bpf_ringbuf_reserve that found cgroup_events full",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| {
@@ -187,6 +196,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_connections_untracked_total",
         help: "Connects whose start found no room and whose duration is unknown",
+        source: "a counter of the programs: the start of a connect found the table full",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::ConnectionsUntracked),
@@ -194,6 +204,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_disk_io_untimed_total",
         help: "Durations missing because a request carried no time stamp",
+        source: "a counter of the programs: request.part and start_time_ns were not set",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::Untimed),
@@ -201,6 +212,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_disk_io_untracked_total",
         help: "Requests without time stamps whose issue found no room",
+        source: "a counter of the programs: block_rq_issue found the table of requests full",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::IosUntracked),
@@ -208,6 +220,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_gpu_calls_untracked_total",
         help: "CUDA calls that found no place for their thread, stream, event or memory",
+        source: "a counter of the programs, in each entry of the table of processes",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| {
@@ -218,6 +231,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_gpu_attach_errors_total",
         help: "Files with CUDA functions that could not be attached to",
+        source: "the agent: perf_event_open and BPF_LINK_CREATE for uprobes, and what files are like",
         kind: Kind::Counter,
         labels: &["reason"],
         read: |reading| {
@@ -231,6 +245,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_kubernetes_watch_up",
         help: "Whether the pods of this node are known as they are now",
+        source: "the agent: its watch of pods",
         kind: Kind::Gauge,
         labels: &[],
         read: |reading| reading.watch(|status| Some(Value::Whole(u64::from(status.up)))),
@@ -238,6 +253,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_kubernetes_last_sync_timestamp_seconds",
         help: "When the API server was last heard of, in seconds since 1970",
+        source: "the agent: the last list, event or bookmark from the API server",
         kind: Kind::Gauge,
         labels: &[],
         read: |reading| reading.watch(|status| status.last_sync.map(Value::Whole)),
@@ -245,6 +261,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_kubernetes_pods",
         help: "Pods of this node that are known",
+        source: "the agent: its watch of pods",
         kind: Kind::Gauge,
         labels: &[],
         read: |reading| reading.watch(|status| Some(Value::Whole(status.pods as u64))),
@@ -252,6 +269,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_kubernetes_watch_errors_total",
         help: "Failed attempts to list or watch pods",
+        source: "the agent: answers of the API server",
         kind: Kind::Counter,
         labels: &["reason"],
         read: |reading| {
@@ -267,6 +285,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_bpf_map_memory_bytes",
         help: "Kernel memory of a BPF map",
+        source: "memlock in the fdinfo of the map's descriptor",
         kind: Kind::Gauge,
         labels: &["map"],
         read: |reading| {
@@ -278,6 +297,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_bpf_program_runs_total",
         help: "Runs of a BPF program while the kernel's statistics were on; see --bpf.stats",
+        source: "bpf_prog.stats.cnt (run_cnt in the program's fdinfo)",
         kind: Kind::Counter,
         labels: PROGRAM,
         read: |reading| reading.by_program(|stats| Value::Whole(stats.runs)),
@@ -285,6 +305,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_bpf_program_run_seconds_total",
         help: "Time spent in a BPF program while the kernel's statistics were on",
+        source: "bpf_prog.stats.nsecs (run_time_ns in the program's fdinfo)",
         kind: Kind::Counter,
         labels: PROGRAM,
         read: |reading| reading.by_program(|stats| Value::Real(seconds(stats.run_time_ns))),
@@ -292,6 +313,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_http_connections_refused_total",
         help: "Connections closed at once because too many were open",
+        source: "the agent's server",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.connections_refused_total()),
@@ -299,6 +321,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_http_scrapes_refused_total",
         help: "Scrapes refused because too many were under way",
+        source: "the agent's server",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.scrapes_refused_total()),
@@ -306,6 +329,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_http_timeouts_total",
         help: "Connections cut off because the client was too slow",
+        source: "the agent's server",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.timeouts_total()),
@@ -313,6 +337,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_http_accept_errors_total",
         help: "Connections that the kernel failed to hand over",
+        source: "the agent's server: accept4",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.accept_errors_total()),
@@ -320,6 +345,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_build_info",
         help: "The agent's version",
+        source: "the build",
         kind: Kind::Gauge,
         labels: &["version"],
         read: |_| {
@@ -331,6 +357,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "process_cpu_seconds_total",
         help: "User and system CPU time",
+        source: "/proc/self/stat: utime, stime",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| reading.usage(|usage| Value::Real(usage.cpu_seconds)),
@@ -338,6 +365,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "process_resident_memory_bytes",
         help: "Resident memory",
+        source: "/proc/self/stat: rss",
         kind: Kind::Gauge,
         labels: &[],
         read: |reading| reading.usage(|usage| Value::Whole(usage.resident_bytes)),
@@ -345,6 +373,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "process_virtual_memory_bytes",
         help: "Virtual memory",
+        source: "/proc/self/stat: vsize",
         kind: Kind::Gauge,
         labels: &[],
         read: |reading| reading.usage(|usage| Value::Whole(usage.virtual_bytes)),
@@ -352,6 +381,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "process_open_fds",
         help: "Open file descriptors",
+        source: "/proc/self/fd",
         kind: Kind::Gauge,
         labels: &[],
         read: |reading| reading.usage(|usage| Value::Whole(usage.open_fds)),
@@ -359,6 +389,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "process_max_fds",
         help: "Most file descriptors that may be open",
+        source: "/proc/self/limits: Max open files",
         kind: Kind::Gauge,
         labels: &[],
         read: |reading| reading.usage(|usage| Value::Whole(usage.max_fds)),
@@ -366,6 +397,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "process_start_time_seconds",
         help: "When the process started, in seconds since 1970",
+        source: "/proc/self/stat: starttime; /proc/stat: btime",
         kind: Kind::Gauge,
         labels: &[],
         read: |reading| reading.usage(|usage| Value::Real(usage.start_time_seconds)),

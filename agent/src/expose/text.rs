@@ -161,7 +161,7 @@ fn write_whole(text: &mut String, value: u64) {
 
 /// Writes a number as Prometheus itself would write it. It makes labels of buckets' edges that come as numbers in
 /// protobuf, and a label that was written otherwise would be another series.
-fn write_real(text: &mut String, value: f64) {
+pub(super) fn write_real(text: &mut String, value: f64) {
     let magnitude = value.abs();
     if value.is_infinite() {
         text.push_str(if value > 0.0 { "+Inf" } else { "-Inf" });
