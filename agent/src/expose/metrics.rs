@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use probes::{Metric, MetricKind};
@@ -18,7 +18,7 @@ use super::{
     text::{self, Dialect},
 };
 use crate::{
-    collect::{Collector, Labels, Occasion, Value, lock},
+    collect::{Collector, Labels, Occasion, Shown, Value, lock},
     enrich::names::Owner,
 };
 
@@ -45,6 +45,8 @@ pub(crate) struct Shape {
     pub(crate) buckets_per_octave: u8,
     /// Whether classic histograms stand beside native ones, too.
     pub(crate) classic_histograms: bool,
+    /// Whether counters and histograms say since when they count.
+    pub(crate) created: bool,
     /// Names of the labels that show those of pods.
     pub(crate) pod_labels: Vec<String>,
 }
@@ -136,7 +138,7 @@ impl Source {
                         .zip(labels.iter().map(String::as_str))
                         .collect(),
                     value: *value,
-                    created: None,
+                    created: self.shape.created.then(|| collector.started()),
                 })
                 .collect();
             if !samples.is_empty() {
@@ -171,13 +173,18 @@ impl Source {
                     .other
                     .iter()
                     .filter(|(sample, value)| sample.metric == number && !value.is_zero())
-                    .map(|(sample, value)| (&other, sample.labels.clone(), Cow::Borrowed(value)));
+                    .map(|(sample, value)| Shown {
+                        labels: &other,
+                        own: sample.labels.clone(),
+                        value: Cow::Borrowed(value),
+                        begun: collector.started(),
+                    });
                 let mut part = Part {
                     metric,
                     is_first: true,
                     samples: Vec::new(),
                 };
-                for (labels, own, value) in shown.into_iter().chain(others) {
+                for shown in shown.into_iter().chain(others) {
                     if part.samples.len() == PART {
                         let next = Part {
                             metric,
@@ -186,11 +193,12 @@ impl Source {
                         };
                         parts.push(std::mem::replace(&mut part, next));
                     }
-                    let own = own.into_iter();
+                    let own = shown.own.into_iter();
                     part.samples.push(Copied {
-                        labels: labels.clone(),
+                        labels: shown.labels.clone(),
                         own: own.map(|(name, value)| (name, value.to_owned())).collect(),
-                        value: value.into_owned(),
+                        value: shown.value.into_owned(),
+                        begun: shown.begun,
                     });
                 }
                 parts.push(part);
@@ -206,6 +214,7 @@ struct Copied {
     labels: Labels,
     own: Vec<(&'static str, String)>,
     value: Value,
+    begun: SystemTime,
 }
 
 impl Copied {
@@ -227,7 +236,7 @@ impl Copied {
         Sample {
             labels,
             value,
-            created: None,
+            created: shape.created.then_some(self.begun),
         }
     }
 }
@@ -292,6 +301,7 @@ mod tests {
         let shape = Shape {
             buckets_per_octave: 1,
             classic_histograms: true,
+            created: false,
             pod_labels: vec!["label_team".to_owned()],
         };
         let labels = Labels {
@@ -327,6 +337,7 @@ mod tests {
                 labels: labels.clone(),
                 own: vec![("own", "x".to_owned())],
                 value,
+                begun: SystemTime::now(),
             };
             encoder.sample(&mut text, &family, &copied.sample(&shape));
         }

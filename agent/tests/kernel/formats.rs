@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
 
 const HANDSHAKES: &str = "sentry_tcp_handshake_duration_seconds";
 
@@ -244,6 +245,8 @@ fn all_formats_say_the_same() {
             let unit = ["seconds", "bytes"].contains(&unit).then_some(unit);
             assert_eq!(family.unit.as_deref(), unit, "{name}");
         }
+        let of_creation = |name: &str| name.ends_with("_created");
+        assert!(!open.samples.iter().any(|sample| of_creation(&sample.name)));
         for name in plain.types.keys() {
             let has_samples = plain.samples.iter().any(|sample| {
                 let suffix = sample.name.strip_prefix(name.as_str());
@@ -282,6 +285,7 @@ fn assert_same(name: &str, metric: &message::Metric, text: &Exposition) {
         .map(|(label, value)| (label.as_str(), value.as_str()))
         .collect();
     assert_eq!(metric.timestamp_ms, None);
+    assert_eq!(created(metric), None);
     let Some(histogram) = &metric.histogram else {
         let number = metric.counter.or(metric.gauge).unwrap();
         assert_eq!(text.value(name, &wanted), number.value.unwrap(), "{name}");
@@ -334,6 +338,77 @@ fn classic_histograms_can_be_left_out_of_protobuf() {
         assert!(!histogram.native().is_empty());
     }
     assert_eq!(histograms, 2);
+    agent.stop();
+}
+
+/// When a metric in protobuf began, in seconds since 1970.
+fn created(metric: &message::Metric) -> Option<f64> {
+    let histogram = metric.histogram.as_ref();
+    let time = histogram
+        .and_then(|histogram| histogram.created_timestamp)
+        .or_else(|| metric.counter?.created_timestamp)?;
+    let whole = as_f64(time.seconds.cast_unsigned());
+    Some(whole + f64::from(time.nanos) / 1e9)
+}
+
+#[test]
+fn what_counts_says_since_when() {
+    turn!("what_counts_says_since_when");
+    let now = || UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let start = now();
+    let agent = Agent::start("--probes tcp --metrics.created");
+    let first = socket_cgroup("first");
+    let refused = |cgroup| {
+        let refused = load::run("connect --to 127.0.0.1:1 --count 2", &[cgroup]);
+        assert_all(&refused, "refused", 2);
+    };
+    refused(&first);
+    let of_first = now();
+    agent.scrape();
+    let second = socket_cgroup("second");
+    refused(&second);
+    refused(&first);
+    load::run("storm --self --seconds 0.1", &[&second]);
+    let end = now();
+    let open = text(&agent, OPEN_METRICS, Format::OpenMetrics);
+    let families = families(&agent);
+    let created_of = |family: &str, cgroup: &Cgroup| {
+        let label = label(cgroup);
+        let name = family.strip_suffix("_total").unwrap_or(family);
+        let mut times = Vec::new();
+        for metric in &families[family].metric {
+            let labels = metric.labels();
+            if labels["cgroup"] == label {
+                let labels = labels.iter();
+                let labels: Vec<_> = labels.map(|(name, value)| (&**name, &**value)).collect();
+                let time = created(metric).unwrap();
+                let shown = open.value(&format!("{name}_created"), &labels);
+                assert!((0.0..0.002).contains(&(time - shown)), "{time} {shown}");
+                times.push(time);
+            }
+        }
+        times
+    };
+    let failures = "sentry_tcp_connect_failures_total";
+    // Before its first event, and no earlier than the last look at what there is.
+    let times = created_of(failures, &first);
+    assert_eq!(times.len(), 1);
+    assert!((start..of_first).contains(&times[0]), "{times:?}");
+    let mut times = created_of(failures, &second);
+    assert_eq!(times.len(), 1);
+    times.extend(created_of(HANDSHAKES, &second));
+    assert_eq!(times.len(), 3);
+    assert!(
+        times.iter().all(|time| (of_first..end).contains(time)),
+        "{of_first} {times:?} {end}"
+    );
+    // The agent's own began with it; a gauge is what it is now.
+    let refused = &families["sentry_http_scrapes_refused_total"].metric[0];
+    assert!((start..of_first).contains(&created(refused).unwrap()));
+    assert_eq!(created(&families["sentry_build_info"].metric[0]), None);
+    let plain = text(&agent, TEXT, Format::Text);
+    let mut names = plain.samples.iter().map(|sample| &sample.name);
+    assert!(!names.any(|name| name.ends_with("_created")));
     agent.stop();
 }
 
