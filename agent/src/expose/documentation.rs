@@ -174,7 +174,7 @@ fn formats() -> String {
          All say the same numbers at the same moment ([0011](decisions/0011-three-formats-from-one-model.md)). Label and metric names are plain ASCII, so `escaping` changes nothing. \
          Protobuf leaves out what has no samples.\n\n\
          With `--metrics.created`, counters and histograms say since when they count, as `_created` in OpenMetrics and `created_timestamp` in protobuf; 0.0.4 has no place for it. \
-         It is a moment at which the series certainly was not there yet: when the agent last looked before it found it, at most 10 s earlier than its first event. \
+         It is a moment at which the series certainly was not there yet: when the agent last looked before it found it, some 10 s before its first event at most. \
          Where several cgroups share their labels, it is that of the first; the agent's own began when it did.\n\n\
          ### Histograms\n\n\
          The kernel's buckets are four to the octave: bucket i holds durations above 2^((i-1)/4) s up to 2^(i/4) s, edge included, from 2^-18 s ({:.1} µs) to 2^4 s. \

@@ -66,9 +66,14 @@ impl Scrape for Metrics {
         };
         let encoder = text::Encoder::new(dialect, shape.buckets_per_octave);
         let own = self.own_text(&encoder, dialect).into_bytes();
-        let parts = parts
-            .into_iter()
-            .map(move |part| part.text(&encoder, &shape).into_bytes());
+        let mut size = 0;
+        let parts = parts.into_iter().map(move |part| {
+            // The next is most likely as large as this one.
+            let mut text = String::with_capacity(size);
+            part.write(&mut text, &encoder, &shape);
+            size = text.len();
+            text.into_bytes()
+        });
         Box::new(parts.chain(std::iter::once(own)))
     }
 }
@@ -263,16 +268,14 @@ impl Part {
         }
     }
 
-    fn text(&self, encoder: &text::Encoder, shape: &Shape) -> String {
+    fn write(&self, text: &mut String, encoder: &text::Encoder, shape: &Shape) {
         let family = self.family();
-        let mut text = String::new();
         if self.is_first {
-            encoder.metadata(&mut text, &family);
+            encoder.metadata(text, &family);
         }
         for copied in &self.samples {
-            encoder.sample(&mut text, &family, &copied.sample(shape));
+            encoder.sample(text, &family, &copied.sample(shape));
         }
-        text
     }
 }
 
