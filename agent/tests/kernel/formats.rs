@@ -409,6 +409,30 @@ fn what_counts_says_since_when() {
     let plain = text(&agent, TEXT, Format::Text);
     let mut names = plain.samples.iter().map(|sample| &sample.name);
     assert!(!names.any(|name| name.ends_with("_created")));
+
+    // Prometheus puts a zero there, even of what was there before it first looked.
+    if let Some(program) = prometheus_3() {
+        let setup = Setup {
+            program,
+            flags: vec!["--enable-feature=created-timestamp-zero-ingestion"],
+            scrape: "always_scrape_classic_histograms: true",
+        };
+        let folder = Folder::new();
+        let prometheus = Prometheus::start(&setup, &folder, agent.address());
+        for family in [failures, &format!("{HANDSHAKES}_count")] {
+            let cgroup = label(&second);
+            let least = format!("min_over_time({family}{{cgroup=\"{cgroup}\"}}[1h])");
+            let found = wait_for("first scrape", PATIENCE, || {
+                Some(prometheus.query(&least)).filter(|found| !found.is_empty())
+            });
+            let found: Vec<f64> = found.into_iter().map(|(_, value)| value).collect();
+            assert!(
+                found.iter().all(|least| *least == 0.0),
+                "{family}: {found:?}"
+            );
+        }
+        prometheus.assert_content();
+    }
     agent.stop();
 }
 
@@ -480,7 +504,9 @@ struct Way {
     accept: Option<&'static str>,
     /// What it must come to.
     content_type: &'static str,
-    /// Whether classic histograms are taken in.
+    /// Whether native histograms are taken in.
+    native: bool,
+    /// Whether classic ones are.
     classic: bool,
 }
 
@@ -507,6 +533,7 @@ fn ways() -> Vec<Way> {
                 },
                 accept,
                 content_type,
+                native: content_type == PROTOBUF,
                 classic: content_type != PROTOBUF,
             };
             let mut ways = vec![
@@ -515,14 +542,21 @@ fn ways() -> Vec<Way> {
                 way(&native, None, PROTOBUF),
                 way(&native, Some(OPEN_METRICS), OPEN_METRICS),
             ];
-            // 2.42 has no setting that keeps both kinds.
+            // 2.42 has no such settings.
             if Some(&program) == prometheus_3().as_ref() {
-                let mut both = way(&native, None, PROTOBUF);
-                both.setup.scrape = "always_scrape_classic_histograms: true";
-                ways.push(Way {
-                    classic: true,
-                    ..both
-                });
+                let mut set = |flags, scrape, content_type, native, classic| {
+                    let mut way = way(flags, None, content_type);
+                    way.setup.scrape = scrape;
+                    (way.native, way.classic) = (native, classic);
+                    ways.push(way);
+                };
+                let both = "always_scrape_classic_histograms: true";
+                set(&native, both, PROTOBUF, true, true);
+                let protobuf =
+                    "scrape_protocols: [PrometheusProto]\nalways_scrape_classic_histograms: true";
+                set(&[], protobuf, PROTOBUF, false, true);
+                let text = "scrape_protocols: [PrometheusText1.0.0]";
+                set(&[], text, TEXT, false, true);
             }
             ways
         })
@@ -566,8 +600,7 @@ fn prometheus_reads_every_format() {
             assert_eq!(results.len(), 1, "{said}: {query}: {results:?}");
             results[0].1
         };
-        let is_native = way.content_type == PROTOBUF;
-        if is_native {
+        if way.native {
             assert_eq!(one(&format!("histogram_count({HANDSHAKES}{of})")), 321.0);
             let sum = one(&format!("histogram_sum({HANDSHAKES}{of})"));
             assert_eq!(sum, truth.sample_sum(), "{said}");
@@ -595,7 +628,7 @@ fn prometheus_reads_every_format() {
                     "{said}: {query}: {quantile} in {bucket:?}"
                 );
             };
-            if is_native {
+            if way.native {
                 near("", lower, upper);
             }
             if way.classic {
