@@ -16,6 +16,7 @@ mod config;
 mod cuda;
 mod disk;
 mod exposition;
+mod formats;
 mod gpu;
 mod home;
 mod host;
