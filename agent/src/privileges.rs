@@ -438,7 +438,10 @@ pub(crate) fn closed(files: &[PathBuf]) -> Result<bool, PrivilegesError> {
         ..before
     };
     set_capabilities(None, without).map_err(refused("capset"))?;
-    let closed = files.iter().any(|file| fs::File::open(file).is_err());
+    let closed = files.iter().any(|file| {
+        let opened = fs::File::open(file);
+        opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    });
     set_capabilities(None, before).map_err(refused("capset"))?;
     Ok(closed)
 }
@@ -751,6 +754,24 @@ mod tests {
             both.contains("some programs that use CUDA may not be seen"),
             "{both}"
         );
+    }
+
+    #[test]
+    fn a_file_is_closed_if_it_takes_a_capability_to_open_it() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let overriding = CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::DAC_OVERRIDE);
+        let effective = super::capabilities(None).unwrap().effective;
+        let path = std::env::temp_dir().join(format!("sentry-closed-{}", std::process::id()));
+        fs::write(&path, "").unwrap();
+        let files = [path.clone()];
+        assert!(!closed(&files).unwrap());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        assert_eq!(closed(&files).unwrap(), effective.intersects(overriding));
+        fs::remove_file(&path).unwrap();
+        // One that is gone is not closed.
+        assert!(!closed(&files).unwrap());
+        assert_eq!(super::capabilities(None).unwrap().effective, effective);
     }
 
     #[test]

@@ -109,7 +109,8 @@ pub(super) fn host(
     ]);
     if let Some(web) = web {
         let current = web.current();
-        let notes = Some(current.notes().join("; ")).filter(|notes| !notes.is_empty());
+        let notes: Vec<&str> = current.notes().map(String::as_str).collect();
+        let notes = Some(notes.join("; ")).filter(|notes| !notes.is_empty());
         facts.push(("web config", (current.summary(), notes)));
     }
     let facts = facts.into_iter();

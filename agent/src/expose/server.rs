@@ -1,6 +1,6 @@
 //! Connections: accepting them, bounding them, and cutting off clients that are too slow.
 
-use std::convert::Infallible;
+use std::cmp::Reverse;
 use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -21,6 +21,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -32,10 +33,10 @@ use tower::ServiceExt;
 
 use super::Exposed;
 use super::http::{MAX_SCRAPES, router};
-use super::web_config::{HandshakeFailure, Refusal};
+use super::web_config::{HandshakeFailure, Refusal, network};
 
-/// Connections open at once. One more takes the place of the oldest that has not come to a request that was let in, so
-/// that nobody keeps others out by holding on; where there is none, it is answered 503 and closed.
+/// Connections open at once. One more takes the place of another that [`dispensable`] finds, so that nobody keeps others
+/// out by holding on; where there is none, it is answered 503 and closed.
 const MAX_CONNECTIONS: usize = 64;
 
 /// What a request's line and headers may take; beyond it the client gets 431.
@@ -49,6 +50,9 @@ const TLS_BUFFER_BYTES: usize = 32 * 1024;
 
 /// Threads beside the server's own for `--web.config.file`: one to hash passwords, and one to look at files.
 const WEB_CONFIG_THREADS: usize = 2;
+
+/// Threads for what goes on without a scrape: one to keep series in order, and one for the summary on a terminal.
+const UPKEEP_THREADS: usize = 2;
 
 /// How long each step of a conversation may take.
 #[derive(Clone, Debug)]
@@ -94,7 +98,7 @@ pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .max_blocking_threads(MAX_SCRAPES + WEB_CONFIG_THREADS)
+        .max_blocking_threads(MAX_SCRAPES + WEB_CONFIG_THREADS + UPKEEP_THREADS)
         .thread_keep_alive(Duration::from_secs(1))
         .build()
 }
@@ -117,7 +121,7 @@ pub(crate) async fn serve(listener: TcpListener, exposed: Exposed, shutdown: imp
         };
         while connections.try_join_next().is_some() {}
         if connections.len() >= MAX_CONNECTIONS {
-            let Some(idler) = guests.iter().find(|guest| guest.is_idler()) else {
+            let Some(idler) = dispensable(&guests) else {
                 refuse(&stream, &exposed);
                 continue;
             };
@@ -141,7 +145,11 @@ pub(crate) async fn serve(listener: TcpListener, exposed: Exposed, shutdown: imp
             router: router.clone(),
         };
         let task = connections.spawn(converse(connection, stopping.clone()));
-        guests.push(Guest { task, progress });
+        guests.push(Guest {
+            task,
+            progress,
+            address: network(peer),
+        });
     }
     drop((listener, stopping));
     let _ = stop.send(());
@@ -191,16 +199,39 @@ fn refuse(stream: &TcpStream, exposed: &Exposed) {
 struct Guest {
     task: AbortHandle,
     progress: Arc<Progress>,
+    address: IpAddr,
 }
 
-impl Guest {
-    /// Whether it does nothing that anybody asked for who may.
-    fn is_idler(&self) -> bool {
-        let Standing {
-            phase, admitted, ..
-        } = self.progress.standing();
-        !self.task.is_finished() && !admitted && !matches!(phase, Phase::Request { .. })
-    }
+/// Which of `guests`, the oldest first, makes room for another: one that does nothing that anybody asked for who may, or
+/// else one of those that wait for their next request. Among them the address with most has to give way, by its oldest
+/// or the one that has waited longest, so that nobody pushes out others by coming often.
+fn dispensable(guests: &[Guest]) -> Option<&Guest> {
+    let standing: Vec<_> = guests
+        .iter()
+        .filter(|guest| !guest.task.is_finished())
+        .map(|guest| (guest, guest.progress.standing()))
+        .collect();
+    let idlers = standing.iter().filter(|(_, standing)| standing.is_idler());
+    let idlers = idlers.enumerate().map(|(age, (guest, _))| (*guest, age));
+    first_of_most(&idlers.collect::<Vec<_>>()).or_else(|| {
+        let waiting = standing.iter().filter_map(|(guest, standing)| {
+            let Phase::Idle(since) = standing.phase else {
+                return None;
+            };
+            Some((*guest, since))
+        });
+        first_of_most(&waiting.collect::<Vec<_>>())
+    })
+}
+
+/// Of the address with most guests, the one with the lowest rank; the lowest of all decides between addresses.
+fn first_of_most<'a, R: Ord + Copy>(ranked: &[(&'a Guest, R)]) -> Option<&'a Guest> {
+    let of = |address| {
+        let others = ranked.iter().filter(|(other, _)| other.address == address);
+        others.count()
+    };
+    let most = |(guest, rank): &&(&'a Guest, R)| (of(guest.address), Reverse(*rank));
+    ranked.iter().max_by_key(most).map(|(guest, _)| *guest)
 }
 
 /// A connection, and what it is served with.
@@ -233,8 +264,8 @@ async fn converse(connection: Connection, mut stopping: watch::Receiver<()>) {
         }
         _ = stopping.changed() => return,
     };
-    let stream = match secured {
-        Ok(stream) => stream,
+    let (stream, tls) = match secured {
+        Ok(secured) => secured,
         Err(failure) => {
             tracing::debug!(%peer, %failure, "no TLS with a client");
             stats.handshake_failed(failure);
@@ -248,10 +279,10 @@ async fn converse(connection: Connection, mut stopping: watch::Receiver<()>) {
     let service = service_fn(|request| {
         progress.request_begins();
         let (router, exposed) = (router.clone(), Arc::clone(&exposed));
-        let progress = Arc::clone(&progress);
+        let (tls, progress) = (tls.clone(), Arc::clone(&progress));
         async move {
-            let answer = answer(request, router, &exposed, peer, &progress).await;
-            Ok::<_, Infallible>(answer.map(|body| WatchedBody { body, progress }))
+            let answer = answer(request, router, &exposed, tls, peer, &progress).await?;
+            Ok::<_, Outdated>(answer.map(|body| WatchedBody { body, progress }))
         }
     });
     let mut connection = pin!(
@@ -285,13 +316,19 @@ async fn converse(connection: Connection, mut stopping: watch::Receiver<()>) {
     }
 }
 
+/// What its handshake asked of a connection; nothing without TLS.
+type Agreed = Option<Arc<ServerConfig>>;
+
 /// The connection as it goes on: with TLS, where that is in force.
-async fn secured(stream: TcpStream, exposed: &Exposed) -> Result<Stream, HandshakeFailure> {
+async fn secured(
+    stream: TcpStream,
+    exposed: &Exposed,
+) -> Result<(Stream, Agreed), HandshakeFailure> {
     let Some(web) = &exposed.web else {
-        return Ok(Stream::Plain(stream));
+        return Ok((Stream::Plain(stream), None));
     };
     let Some(tls) = web.fresh().await.tls.clone() else {
-        return Ok(Stream::Plain(stream));
+        return Ok((Stream::Plain(stream), None));
     };
     // TLS begins with a byte that is no letter, and HTTP with a method.
     let mut first = [0];
@@ -306,24 +343,35 @@ async fn secured(stream: TcpStream, exposed: &Exposed) -> Result<Stream, Handsha
     let bounded = |session: &mut rustls::ServerConnection| {
         session.set_buffer_limit(Some(TLS_BUFFER_BYTES));
     };
-    match TlsAcceptor::from(tls).accept_with(stream, bounded).await {
-        Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
+    let acceptor = TlsAcceptor::from(Arc::clone(&tls));
+    match acceptor.accept_with(stream, bounded).await {
+        Ok(stream) => Ok((Stream::Tls(Box::new(stream)), Some(tls))),
         Err(error) => Err(HandshakeFailure::from(&error)),
     }
 }
+
+/// The connection began under settings of TLS that are not in force any more. It ends without an answer, upon which
+/// clients ask again by another one.
+#[derive(Debug, thiserror::Error)]
+#[error("the settings of TLS have changed since the connection began")]
+struct Outdated;
 
 async fn answer(
     request: Request<Incoming>,
     router: Router,
     exposed: &Exposed,
+    tls: Agreed,
     peer: IpAddr,
     progress: &Progress,
-) -> Response {
+) -> Result<Response, Outdated> {
     let patience = exposed.limits.head;
     let mut in_force = None;
     let refusal = match &exposed.web {
         Some(web) => {
             let current = web.fresh().await;
+            if tls.as_ref().map(Arc::as_ptr) != current.tls.as_ref().map(Arc::as_ptr) {
+                return Err(Outdated);
+            }
             let refusal = match current.allow_request() {
                 Ok(()) => web
                     .admit(&current, request.headers(), peer)
@@ -331,7 +379,7 @@ async fn answer(
                     .err()
                     .map(|refusal| {
                         exposed.stats.refused(refusal);
-                        not_admitted(refusal)
+                        closing(not_admitted(refusal))
                     }),
                 Err(wait) => {
                     exposed
@@ -339,7 +387,12 @@ async fn answer(
                         .requests_limited
                         .fetch_add(1, Ordering::Relaxed);
                     let text = "more requests than rate_limit allows\n";
-                    Some(later(StatusCode::TOO_MANY_REQUESTS, wait, text))
+                    let response = later(StatusCode::TOO_MANY_REQUESTS, wait, text);
+                    Some(if progress.standing().admitted {
+                        response
+                    } else {
+                        closing(response)
+                    })
                 }
             };
             in_force = Some(current);
@@ -348,14 +401,9 @@ async fn answer(
         None => None,
     };
     let mut response = match refusal {
-        Some(mut response) => {
-            if !request.body().is_end_stream() {
-                // The body would be taken for the next request.
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-            }
-            response
-        }
+        // The body would be taken for the next request.
+        Some(response) if !request.body().is_end_stream() => closing(response),
+        Some(response) => response,
         None => match read_body(request, patience).await {
             Ok(request) => {
                 progress.admitted();
@@ -370,6 +418,13 @@ async fn answer(
     for (name, value) in in_force.iter().flat_map(|in_force| &in_force.headers) {
         headers.entry(name).or_insert_with(|| value.clone());
     }
+    Ok(response)
+}
+
+/// The last answer of its connection. One who is not let in gets no other: each would take up room if nobody reads it.
+fn closing(mut response: Response) -> Response {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
     response
 }
 
@@ -464,6 +519,12 @@ impl Standing {
         };
         self.blocked
             .map_or(phase, |since| phase.min(since + limits.write_stall))
+    }
+
+    /// Whether it does nothing that anybody asked for who may. An answer that nobody reads is nothing, either.
+    fn is_idler(self) -> bool {
+        let is_busy = matches!(self.phase, Phase::Request { .. }) && self.blocked.is_none();
+        !self.admitted && !is_busy
     }
 }
 
@@ -1046,7 +1107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_65th_connection_is_refused() {
+    fn the_65th_connection_takes_the_place_of_the_one_that_waited_longest() {
         let server = Server::start(String::new, quick());
         let mut clients: Vec<Client> = (0..MAX_CONNECTIONS)
             .map(|_| {
@@ -1055,6 +1116,36 @@ mod tests {
                 client
             })
             .collect();
+        // The oldest connection, but not the one that waited longest.
+        assert_eq!(clients[0].get("/healthz", "").status, 200);
+        let mut more = Vec::new();
+        for refused in 1..=3 {
+            let mut one_more = Client::connect(server.address);
+            assert_eq!(one_more.get("/healthz", "").status, 200);
+            assert_eq!(clients[refused].rest(), b"");
+            assert_eq!(
+                server.stats.connections_refused_total(),
+                u64::try_from(refused).unwrap()
+            );
+            more.push(one_more);
+        }
+        for client in clients.iter_mut().skip(4).chain(&mut more) {
+            assert_eq!(client.get("/healthz", "").status, 200);
+        }
+        assert_eq!(clients[0].get("/healthz", "").status, 200);
+    }
+
+    #[test]
+    fn where_all_are_being_answered_the_65th_connection_is_refused() {
+        let (server, gate, scrapers) = gated(Duration::from_secs(20));
+        let mut waiting: Vec<Client> = (0..MAX_CONNECTIONS - scrapers.len())
+            .map(|_| {
+                let mut client = Client::connect(server.address);
+                client.request("GET", "/metrics", "");
+                client
+            })
+            .collect();
+        thread::sleep(300 * MILLISECOND);
         for refused in 1..=3 {
             let mut one_more = Client::connect(server.address);
             let answer = one_more.answer();
@@ -1063,14 +1154,38 @@ mod tests {
             assert_eq!(one_more.rest(), b"");
             assert_eq!(server.stats.connections_refused_total(), refused);
         }
-        assert_eq!(clients[0].get("/healthz", "").status, 200);
-        drop(clients.pop());
-        // The server sees the end of that connection in its own time.
-        let freed = (0..200).any(|_| {
-            thread::sleep(5 * MILLISECOND);
-            Client::connect(server.address).get("/healthz", "").status == 200
-        });
-        assert!(freed);
+        gate.open();
+        assert_eq!(waiting[0].answer().status, 200);
+        assert_eq!(
+            Client::connect(server.address).get("/healthz", "").status,
+            200
+        );
+    }
+
+    #[test]
+    fn only_those_who_were_let_in_are_busy() {
+        let now = Instant::now();
+        let head = Phase::Head(now);
+        let request = Phase::Request {
+            since: now,
+            made: false,
+        };
+        for (phase, blocked, admitted, expected) in [
+            (head, None, false, true),
+            (Phase::Idle(now), None, false, true),
+            (request, None, false, false),
+            // The next request is read already, and the last answer is not.
+            (request, Some(now), false, true),
+            (head, None, true, false),
+            (request, Some(now), true, false),
+        ] {
+            let standing = Standing {
+                phase,
+                blocked,
+                admitted,
+            };
+            assert_eq!(standing.is_idler(), expected, "{standing:?}");
+        }
     }
 
     #[test]

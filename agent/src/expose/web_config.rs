@@ -5,7 +5,7 @@ mod format;
 mod tls;
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::config::one_line;
 use auth::{Authenticator, Users};
 use format::{ClientAuth, Pem, PemSource, Rate, Settings};
 
-pub(crate) use auth::Refusal;
+pub(crate) use auth::{Refusal, network};
 pub(crate) use tls::HandshakeFailure;
 
 /// How often files are looked at, at most.
@@ -41,8 +41,10 @@ pub(crate) struct WebConfig {
     stats: Arc<HttpStats>,
     authenticator: Authenticator,
     in_force: Mutex<Arc<InForce>>,
-    /// Files as they were when they were last read. Held while they are.
+    /// Files as they were when they were last read to the end. Held while they are.
     seen: Mutex<Vec<Seen>>,
+    /// What is wrong with those that could not be.
+    unread: Mutex<Option<WebConfigError>>,
     check_interval: Duration,
     checked: Mutex<Instant>,
     /// For the one that looks at the files.
@@ -53,14 +55,17 @@ pub(crate) struct WebConfig {
 pub(crate) struct InForce {
     /// How to speak TLS; nothing for plain HTTP.
     pub(crate) tls: Option<Arc<ServerConfig>>,
-    /// Headers of every answer that has none of that name.
+    /// Headers of every answer to a request that could be read, where it has none of that name.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     users: Users,
     rate: Option<Rate>,
     /// When all requests of the rate's burst are allowed again.
     full: Mutex<Option<Instant>>,
     client_auth: ClientAuth,
+    /// Whether only clients with certain names may come.
+    names_clients: bool,
     notes: Vec<String>,
+    warnings: Vec<String>,
 }
 
 /// What tells one state of a file from another; nothing if there is no such file.
@@ -82,8 +87,8 @@ impl WebConfig {
         stats: Arc<HttpStats>,
         check_interval: Duration,
     ) -> Result<Self, WebConfigError> {
-        let (seen, in_force) = read(path);
-        let in_force = in_force?;
+        let Read { seen, outcome, .. } = read(path);
+        let in_force = outcome?;
         let authenticator = Authenticator::new().map_err(|_| {
             WebConfigError(format!(
                 "web config file {}: the kernel gives no random numbers",
@@ -97,6 +102,7 @@ impl WebConfig {
             authenticator,
             in_force: Mutex::new(Arc::new(in_force)),
             seen: Mutex::new(seen),
+            unread: Mutex::default(),
             check_interval,
             checked: Mutex::new(Instant::now()),
             checking: Arc::new(Semaphore::new(1)),
@@ -133,7 +139,7 @@ impl WebConfig {
         };
         if changed {
             // The error is in the log, and counted.
-            let _ = self.reload();
+            let _ = self.read_anew(false);
         }
     }
 
@@ -141,10 +147,29 @@ impl WebConfig {
     ///
     /// # Errors
     /// What is wrong; then what was in force stays so.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "for SIGHUP, which is not caught yet")
+    )]
     pub(crate) fn reload(&self) -> Result<(), WebConfigError> {
+        self.read_anew(true)
+    }
+
+    /// Files that cannot be read are read again with the next look at them, whether or not they change until then: that
+    /// is said once, unless `asked` for.
+    fn read_anew(&self, asked: bool) -> Result<(), WebConfigError> {
         let mut seen = lock(&self.seen);
-        let (now_seen, outcome) = read(&self.path);
-        *seen = now_seen;
+        let Read {
+            seen: now_seen,
+            is_whole,
+            outcome,
+        } = read(&self.path);
+        let unread = outcome.as_ref().err().filter(|_| !is_whole).cloned();
+        if is_whole {
+            *seen = now_seen;
+        }
+        let known = std::mem::replace(&mut *lock(&self.unread), unread.clone());
+        let is_known = unread.is_some() && unread == known;
         let outcome = outcome.and_then(|next| {
             self.current().may_become(&self.path, &next)?;
             Ok(next)
@@ -158,8 +183,10 @@ impl WebConfig {
                 Ok(())
             }
             Err(error) => {
-                tracing::warn!("{error}; what was in force before stays so");
-                self.stats.web_config_read(None);
+                if asked || !is_known {
+                    tracing::warn!("{error}; what was in force before stays so");
+                    self.stats.web_config_read(None);
+                }
                 Err(error)
             }
         }
@@ -236,6 +263,16 @@ impl InForce {
         if !self.users.is_empty() && next.users.is_empty() {
             return refuse("basic_auth_users are gone; allowed: at least one, or a restart");
         }
+        if self.client_auth.requires() > next.client_auth.requires() {
+            return refuse(&format!(
+                "client_auth_type has become {}; allowed: {} as it was, a stricter one, or a restart",
+                next.client_auth.name(),
+                self.client_auth.name()
+            ));
+        }
+        if self.names_clients && !next.names_clients {
+            return refuse("client_allowed_sans are gone; allowed: a list of them, or a restart");
+        }
         Ok(())
     }
 
@@ -257,12 +294,15 @@ impl InForce {
         format!("{tls}{clients}, {users}")
     }
 
-    /// What has no effect, each in a line.
-    pub(crate) fn notes(&self) -> &[String] {
-        &self.notes
+    /// What has no effect or is dangerous, each in a line.
+    pub(crate) fn notes(&self) -> impl Iterator<Item = &String> {
+        self.warnings.iter().chain(&self.notes)
     }
 
     fn log_notes(&self) {
+        for warning in &self.warnings {
+            tracing::warn!("{warning}");
+        }
         for note in &self.notes {
             tracing::info!("{note}");
         }
@@ -273,22 +313,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads the file at `path` and those that it names. Each is looked at before it is read, so that a change meanwhile
-/// is one that is still to be seen.
-fn read(path: &Path) -> (Vec<Seen>, Result<InForce, WebConfigError>) {
-    let mut seen = Vec::new();
-    let outcome = in_force(path, &mut seen);
-    (
-        seen,
-        outcome.map_err(|line| WebConfigError(one_line(&line))),
-    )
+/// What came of an attempt to read the files.
+struct Read {
+    seen: Vec<Seen>,
+    /// Whether all that was looked at could be read, be it right or wrong.
+    is_whole: bool,
+    outcome: Result<InForce, WebConfigError>,
 }
 
-fn in_force(path: &Path, seen: &mut Vec<Seen>) -> Result<InForce, String> {
-    let mut contents = |path: &Path| {
+/// Reads the file at `path` and those that it names. Each is looked at before it is read, so that a change meanwhile
+/// is one that is still to be seen.
+fn read(path: &Path) -> Read {
+    let mut seen = Vec::new();
+    let mut is_whole = true;
+    let outcome = in_force(path, |path| {
         seen.push((path.to_owned(), stamp(path)));
-        contents(path)
-    };
+        let contents = contents(path);
+        is_whole &= contents.is_ok();
+        contents
+    });
+    Read {
+        seen,
+        is_whole,
+        outcome: outcome.map_err(|line| WebConfigError(one_line(&line))),
+    }
+}
+
+fn in_force(
+    path: &Path,
+    mut contents: impl FnMut(&Path) -> io::Result<Vec<u8>>,
+) -> Result<InForce, String> {
     let unread = |place: &str, error: &io::Error| format!("{place}: cannot be read: {error}");
     let file = format!("web config file {}", path.display());
     let text = contents(path).map_err(|error| unread(&file, &error))?;
@@ -300,6 +354,7 @@ fn in_force(path: &Path, seen: &mut Vec<Seen>) -> Result<InForce, String> {
         users,
         rate,
         notes,
+        warnings,
     } = format::parse(path, &text)?;
     let mut pem = |from: &Pem| match &from.source {
         PemSource::Inline(text) => Ok(text.clone().into_bytes()),
@@ -307,6 +362,7 @@ fn in_force(path: &Path, seen: &mut Vec<Seen>) -> Result<InForce, String> {
             .map_err(|error| unread(&format!("{}: {}", from.place, path.display()), &error)),
     };
     let client_auth = tls.as_ref().map_or(ClientAuth::None, |tls| tls.client_auth);
+    let names = tls.as_ref().map(|tls| tls.client_allowed_sans.is_some());
     Ok(InForce {
         tls: tls.map(|tls| tls::build(&tls, &mut pem)).transpose()?,
         headers,
@@ -314,7 +370,9 @@ fn in_force(path: &Path, seen: &mut Vec<Seen>) -> Result<InForce, String> {
         rate,
         full: Mutex::default(),
         client_auth,
+        names_clients: names.unwrap_or(false),
         notes,
+        warnings,
     })
 }
 

@@ -405,11 +405,12 @@ impl Attack {
         hello
     }
 
-    /// Wrong passwords over one connection; how many were answered at all.
+    /// Wrong passwords, one after the other; how many were answered at all.
     fn log_in(&self, count: usize) -> usize {
-        let mut stream = self.encrypted();
         let mut answered = 0;
         for _ in 0..count {
+            // Which a refusal ends.
+            let mut stream = self.encrypted();
             // prometheus:wrong
             let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Basic cHJvbWV0aGV1czp3cm9uZw==\r\n\r\n";
             let mut answer = Vec::new();

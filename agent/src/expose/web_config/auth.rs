@@ -1,6 +1,6 @@
 //! Passwords: hashed off the server's thread and one at a time, a right one remembered, wrong ones held up.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ const REFILL: Duration = Duration::from_secs(6);
 /// Addresses whose wrong passwords are counted. Beyond that, the one with the least of them is forgotten.
 const ADDRESSES: usize = 1024;
 
-/// Passwords that wait for their hash, besides the one at work.
+/// Passwords that wait for their hash, besides the one at work: one of each address.
 const QUEUE: usize = 8;
 
 /// Why somebody is not let in.
@@ -38,7 +38,7 @@ pub(crate) enum Refusal {
     WrongPassword,
     /// Too many from this address were wrong; nothing was looked at. It may try again after that long.
     TooMany(Duration),
-    /// Too many wait for their hash.
+    /// Too many wait for their hash, or another from this address does.
     Busy,
 }
 
@@ -99,7 +99,8 @@ pub(super) struct Authenticator {
     /// of no use once the bcrypt hash is another.
     proven: Mutex<HashMap<String, hmac::Tag>>,
     failures: Mutex<Failures>,
-    queue: Semaphore,
+    /// Who wait for their turn or have it.
+    queue: Mutex<HashSet<IpAddr>>,
     turn: Arc<Semaphore>,
 }
 
@@ -111,7 +112,7 @@ impl Authenticator {
             key: hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())?,
             proven: Mutex::default(),
             failures: Mutex::default(),
-            queue: Semaphore::new(QUEUE + 1),
+            queue: Mutex::default(),
             turn: Arc::new(Semaphore::new(1)),
         })
     }
@@ -145,7 +146,7 @@ impl Authenticator {
 
         let address = network(peer);
         self.failures().take(address, Instant::now())?;
-        let Ok(_place) = self.queue.try_acquire() else {
+        let Some(_place) = Place::take(&self.queue, address) else {
             self.failures().give_back(address);
             return Err(Refusal::Busy);
         };
@@ -190,8 +191,29 @@ impl Authenticator {
     }
 }
 
+/// A place among those that wait, given up on drop.
+struct Place<'a> {
+    queue: &'a Mutex<HashSet<IpAddr>>,
+    address: IpAddr,
+}
+
+impl<'a> Place<'a> {
+    fn take(queue: &'a Mutex<HashSet<IpAddr>>, address: IpAddr) -> Option<Self> {
+        let mut waiting = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_room = waiting.len() <= QUEUE && waiting.insert(address);
+        has_room.then(|| Self { queue, address })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.remove(&self.address);
+    }
+}
+
 /// What counts as one address: of IPv6, the network that a single host may have for itself.
-fn network(peer: IpAddr) -> IpAddr {
+pub(crate) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {
             let prefix = address.to_bits() >> 64 << 64;
@@ -250,7 +272,7 @@ mod tests {
     use super::*;
     use std::net::Ipv4Addr;
 
-    /// `htpasswd -nBC 4`, of "right" and "secret".
+    /// Of the lowest cost.
     fn hash(password: &str) -> String {
         bcrypt::hash(password, 4).unwrap()
     }
@@ -324,7 +346,7 @@ mod tests {
 
     #[test]
     fn hashes_of_other_programs_are_read() {
-        // From crypt(3) and from htpasswd, of "U*U" and "fakepassword".
+        // The same by crypt(3)'s prefix and by htpasswd's.
         let hashes = [
             (
                 "a",
@@ -429,6 +451,56 @@ mod tests {
             for attempt in attempts {
                 assert_eq!(attempt.await, Ok(()));
             }
+        });
+    }
+
+    fn is_pending<T>(future: &mut std::pin::Pin<Box<impl Future<Output = T>>>) -> bool {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        future.as_mut().poll(&mut context).is_pending()
+    }
+
+    #[test]
+    fn an_address_has_one_place_in_the_queue() {
+        let authenticator = Authenticator::new().unwrap();
+        let users = users(&[("alice", "right")]);
+        run(async {
+            let turn = authenticator.turn.acquire().await.unwrap();
+            let (wrong, right) = (basic("alice", "wrong"), basic("alice", "right"));
+            let mut first = Box::pin(authenticator.admit(&users, &wrong, HERE));
+            assert!(is_pending(&mut first));
+            // More than the queue has places, and more than would be counted as failures.
+            for _ in 0..3 * BURST {
+                let next = authenticator.admit(&users, &right, HERE).await;
+                assert_eq!(next, Err(Refusal::Busy));
+            }
+            let other = "192.0.2.1".parse().unwrap();
+            let mut second = Box::pin(authenticator.admit(&users, &right, other));
+            assert!(is_pending(&mut second));
+            drop(turn);
+            assert_eq!(first.await, Err(Refusal::WrongPassword));
+            assert_eq!(second.await, Ok(()));
+            // One who leaves gives up the place.
+            let turn = authenticator.turn.acquire().await.unwrap();
+            for _ in 0..3 {
+                let mut leaves = Box::pin(authenticator.admit(&users, &wrong, HERE));
+                assert!(is_pending(&mut leaves));
+            }
+            drop(turn);
+            assert_eq!(authenticator.queue.lock().unwrap().len(), 0);
+        });
+    }
+
+    #[test]
+    fn an_unknown_user_waits_for_a_hash_as_well() {
+        let authenticator = Authenticator::new().unwrap();
+        let users = users(&[("alice", "right")]);
+        run(async {
+            let turn = authenticator.turn.acquire().await.unwrap();
+            let headers = basic("nobody", "right");
+            let mut attempt = Box::pin(authenticator.admit(&users, &headers, HERE));
+            assert!(is_pending(&mut attempt));
+            drop(turn);
+            assert_eq!(attempt.await, Err(Refusal::UnknownUser));
         });
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Settings {
     pub(super) rate: Option<Rate>,
     /// What is understood and has no effect, each in a line.
     pub(super) notes: Vec<String>,
+    /// What keeps out fewer than one may think.
+    pub(super) warnings: Vec<String>,
 }
 
 /// How often requests are answered.
@@ -79,6 +81,22 @@ pub(super) enum ClientAuth {
     RequireAny,
     VerifyIfGiven,
     RequireAndVerify,
+}
+
+impl ClientAuth {
+    /// How much it takes to come in at all, the more the stricter.
+    pub(super) fn requires(self) -> u8 {
+        match self {
+            Self::None | Self::Request | Self::VerifyIfGiven => 0,
+            Self::RequireAny => 1,
+            Self::RequireAndVerify => 2,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        let entry = CLIENT_AUTH.iter().find(|(_, kind)| *kind == self);
+        entry.map_or("", |(name, _)| name)
+    }
 }
 
 /// The last is an older name of `RequireAnyClientCert`.
@@ -189,19 +207,28 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Settings, String> {
     let mut settings = Settings::default();
     let folder = path.parent().unwrap_or(Path::new(""));
     if let Some(entry) = root.remove("tls_server_config") {
-        settings.tls = tls(entry, &file, folder, &mut settings.notes)?;
+        settings.tls = tls(entry, &file, folder, &mut settings)?;
     }
     if let Some(entry) = root.remove("http_server_config") {
         http_server(entry, &file, &mut settings)?;
     }
     if let Some(entry) = root.remove("basic_auth_users") {
+        let place = entry.place.clone();
         settings.users = users(entry, &file)?;
+        let costs = || settings.users.values().filter_map(|hash| bcrypt_cost(hash));
+        if let (Some(low), Some(high)) = (costs().min(), costs().max())
+            && low < high
+        {
+            settings.notes.push(format!(
+                "{place}: hashes cost from {low} to {high}: by how long an answer takes, those of a lower cost are found to be users"
+            ));
+        }
     }
     if let Some(entry) = root.remove("rate_limit") {
         settings.rate = rate(entry, &file)?;
     }
     if settings.tls.is_none() && !settings.users.is_empty() {
-        settings.notes.push(format!(
+        settings.warnings.push(format!(
             "{file}: basic_auth_users without tls_server_config: passwords cross the network in plain text"
         ));
     }
@@ -331,8 +358,11 @@ fn tls(
     entry: Entry,
     file: &str,
     folder: &Path,
-    notes: &mut Vec<String>,
+    settings: &mut Settings,
 ) -> Result<Option<Tls>, String> {
+    let Settings {
+        notes, warnings, ..
+    } = settings;
     let place = entry.place.clone();
     let section = entry.section(
         file,
@@ -397,6 +427,25 @@ fn tls(
         return entry
             .refuse("there is nothing to verify with; allowed: with client_ca_file or client_ca");
     }
+    if let (Some(ca), false) = (&client_ca, verifies) {
+        warnings.push(format!(
+            "{}: {} verifies nothing: clients are told of the authority, and a certificate of any other will do",
+            ca.place,
+            client_auth.name()
+        ));
+    }
+    if let (Some(entry), false) = (
+        section
+            .get("client_allowed_sans")
+            .filter(|_| client_allowed_sans.is_some()),
+        verifies,
+    ) {
+        warnings.push(format!(
+            "{}: {} verifies nothing: anybody can make a certificate with these names",
+            entry.place,
+            client_auth.name()
+        ));
+    }
     Ok(Some(Tls {
         certificate,
         key,
@@ -425,6 +474,14 @@ fn pem(section: &Section, name: &str, folder: &Path) -> Result<Option<Pem>, Stri
             place: entry.place.clone(),
             source: PemSource::Inline(text.to_owned()),
         }),
+        (None, Some((entry, path)))
+            if path.contains('\n') || path.trim_start().starts_with("-----BEGIN") =>
+        {
+            // Not shown: it may be a key.
+            return entry.refuse(format!(
+                "PEM itself; allowed: a file's name, or PEM in {name}"
+            ));
+        }
         (None, Some((entry, path))) => Some(Pem {
             place: entry.place.clone(),
             source: PemSource::File(folder.join(path)),
@@ -650,16 +707,11 @@ fn users(entry: Entry, file: &str) -> Result<BTreeMap<String, String>, String> {
     Ok(users)
 }
 
-/// The cost of a well-formed hash such as `$2y$10$` with 53 characters behind.
+/// The cost of a hash such as `$2y$10$` with 53 characters behind, if passwords can be held to it. `$2x$` marks those of
+/// a program that took some letters for others.
 pub(super) fn bcrypt_cost(hash: &str) -> Option<u32> {
-    let rest = ["$2a$", "$2b$", "$2y$"]
-        .iter()
-        .find_map(|prefix| hash.strip_prefix(prefix))?;
-    let (cost, rest) = rest.split_once('$')?;
-    let plain = |c: u8| c.is_ascii_alphanumeric() || c == b'.' || c == b'/';
-    (cost.len() == 2 && rest.len() == 53 && rest.bytes().all(plain))
-        .then(|| cost.parse().ok())
-        .flatten()
+    let parts: bcrypt::HashParts = hash.parse().ok()?;
+    (!hash.starts_with("$2x$")).then(|| parts.get_cost())
 }
 
 fn rate(entry: Entry, file: &str) -> Result<Option<Rate>, String> {
