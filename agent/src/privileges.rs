@@ -766,7 +766,7 @@ mod tests {
         fs::write(&path, "").unwrap();
         let files = [path.clone()];
         assert!(!closed(&files).unwrap());
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
         assert_eq!(closed(&files).unwrap(), effective.intersects(overriding));
         fs::remove_file(&path).unwrap();
         // One that is gone is not closed.
