@@ -106,7 +106,7 @@ const AUTHENTICATION_FAILURES: [&str; 6] = [
 ];
 
 impl HttpStats {
-    /// Connections closed because too many were open: new ones, or older ones without a request.
+    /// Connections closed because too many were open: new ones, or older ones that made room for them.
     #[must_use]
     pub(crate) fn connections_refused_total(&self) -> u64 {
         self.connections_refused.load(Ordering::Relaxed)
