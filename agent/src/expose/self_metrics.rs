@@ -326,7 +326,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     },
     SelfMetric {
         name: "sentry_http_connections_refused_total",
-        help: "Connections closed because too many were open: new ones, or older ones without a request",
+        help: "Connections closed because too many were open: new ones, or older ones that made room for them",
         source: "the agent's server",
         kind: Kind::Counter,
         labels: &[],
