@@ -3,6 +3,8 @@
 mod cuda;
 mod image;
 mod kubernetes;
+mod prometheus;
+mod promql;
 mod pypi;
 mod sbom;
 
@@ -49,8 +51,14 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
         ["bench", flags @ ..] => bench(flags),
         ["soak"] => soak(),
         ["cuda"] => cuda::fetch().map(drop),
-        ["manifests"] => kubernetes::write(),
-        ["manifests", "--check"] => kubernetes::check(),
+        ["manifests"] => {
+            prometheus::write()?;
+            kubernetes::write()
+        }
+        ["manifests", "--check"] => {
+            prometheus::check(prometheus::newest()?.as_deref())?;
+            kubernetes::check()
+        }
         ["release"] => release().map(drop),
         ["image"] => image::from_source(),
         ["image", "--prebuilt"] => image::prebuilt(),
@@ -110,11 +118,16 @@ fn vm(flags: &[&str]) -> anyhow::Result<()> {
 /// left to `lint`.
 fn test() -> anyhow::Result<()> {
     lint(&["licenses", "bans", "sources"])?;
+    let prometheus = prometheus::newest()?;
+    prometheus::check(prometheus.as_deref())?;
     kubernetes::check()?;
     sbom::write()?;
     let image = image::unpacked(&static_programs()?.join("sentry"))?;
     let mut tests = cargo_as_root()?;
     tests.env("SENTRY_IMAGE_ROOT", image);
+    if let Some(folder) = prometheus {
+        tests.env("SENTRY_PROMETHEUS_3", folder);
+    }
     // NVIDIA has other files for other machines.
     if cfg!(target_arch = "x86_64") {
         tests.env("SENTRY_CUDA_CACHE", cuda::fetch()?);
