@@ -1,6 +1,7 @@
 //! The code behind the Makefile, which has installed what is needed.
 
 mod cuda;
+mod grafana;
 mod image;
 mod kubernetes;
 mod prometheus;
@@ -53,10 +54,12 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
         ["cuda"] => cuda::fetch().map(drop),
         ["manifests"] => {
             prometheus::write()?;
+            grafana::write()?;
             kubernetes::write()
         }
         ["manifests", "--check"] => {
             prometheus::check(prometheus::newest()?.as_deref())?;
+            grafana::check()?;
             kubernetes::check()
         }
         ["release"] => release().map(drop),
@@ -120,6 +123,7 @@ fn test() -> anyhow::Result<()> {
     lint(&["licenses", "bans", "sources"])?;
     let prometheus = prometheus::newest()?;
     prometheus::check(prometheus.as_deref())?;
+    grafana::check()?;
     kubernetes::check()?;
     sbom::write()?;
     let image = image::unpacked(&static_programs()?.join("sentry"))?;

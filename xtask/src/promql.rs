@@ -47,7 +47,8 @@ impl Metrics {
         Self::read(&fs::read_to_string(DOCUMENTED).context(DOCUMENTED)?)
     }
 
-    fn read(text: &str) -> anyhow::Result<Self> {
+    /// Those in the tables of a text.
+    pub(crate) fn read(text: &str) -> anyhow::Result<Self> {
         let mut metrics = BTreeMap::new();
         let mut of_workloads = false;
         for line in text.lines() {
@@ -148,6 +149,8 @@ impl Named {
                     let labels = labels.filter(|word| word.as_str() != ",");
                     named.grouped.extend(labels.cloned());
                 }
+            } else if word == "{" {
+                named.select_by_name(matchers(&mut at, expression)?);
             } else if is_name(word)
                 && !KEYWORDS.contains(&word.as_str())
                 && !next.is_some_and(|next| FUNCTION_ENDS.contains(&next))
@@ -155,22 +158,41 @@ impl Named {
                 let mut labels = Vec::new();
                 if next == Some("{") {
                     at.next();
-                    let matchers: Vec<_> = at
-                        .by_ref()
-                        .take_while(|word| word.as_str() != "}")
-                        .collect();
-                    for matcher in matchers.split(|word| word.as_str() == ",") {
-                        let [label, _, _] = matcher else {
-                            bail!("{expression}: {matcher:?} is no matcher");
-                        };
-                        labels.push((*label).clone());
-                    }
+                    let matchers = matchers(&mut at, expression)?;
+                    labels.extend(matchers.into_iter().map(|(label, _)| label));
                 }
                 named.metrics.push((word.clone(), labels));
             }
         }
         Ok(named)
     }
+
+    /// A selector without a name before it: `{__name__=~"a|b"}`.
+    fn select_by_name(&mut self, matchers: Vec<(String, String)>) {
+        let (names, others): (Vec<_>, Vec<_>) = matchers
+            .into_iter()
+            .partition(|(label, _)| label == "__name__");
+        let labels: Vec<_> = others.into_iter().map(|(label, _)| label).collect();
+        for (_, value) in names {
+            for name in value.split('|') {
+                self.metrics.push((name.to_owned(), labels.clone()));
+            }
+        }
+    }
+}
+
+/// What stands between braces, of which the first is read: labels and values.
+fn matchers<'a>(
+    words: &mut impl Iterator<Item = &'a String>,
+    expression: &str,
+) -> anyhow::Result<Vec<(String, String)>> {
+    let words: Vec<_> = words.take_while(|word| word.as_str() != "}").collect();
+    let matchers = words.split(|word| word.as_str() == ",");
+    let matchers = matchers.map(|matcher| match matcher {
+        [label, _, value] => Ok(((*label).clone(), value.trim_matches('"').to_owned())),
+        other => bail!("{expression}: {other:?} is no matcher"),
+    });
+    matchers.collect()
 }
 
 fn is_name(word: &str) -> bool {
@@ -242,6 +264,7 @@ mod tests {
             "sum without (role) (sentry_a_seconds_count)",
             "sentry_c{probe=\"tcp\"} == 0 and on (instance) up",
             "sentry_b_total{workload=\"w\"}",
+            "count by (pod) ({__name__=~\"sentry_a_seconds_count|sentry_b_total\", pod=\"p\"})",
         ] {
             metrics.hold(good).unwrap();
         }
@@ -256,6 +279,8 @@ mod tests {
             ("sum by (device) (sentry_b_total)", "no label device"),
             ("sentry_b_total{namespace}", "no matcher"),
             ("1 + 1", "names no metric"),
+            ("{pod=\"p\"}", "names no metric"),
+            ("{__name__=~\"sentry_b_total|sentry_x\"}", "not in docs"),
         ] {
             let error = metrics.hold(bad).unwrap_err().to_string();
             assert!(error.contains(reason), "{bad}: {error}");
