@@ -7,29 +7,70 @@ use crate::load::{self, Server, assert_all};
 use serde_json::Value;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A Prometheus server with one target. Killed on drop.
-struct Prometheus {
+pub(crate) struct Prometheus {
     process: Child,
     address: SocketAddr,
+    log: PathBuf,
+}
+
+/// Which Prometheus, and how it scrapes.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// Its program.
+    pub(crate) program: PathBuf,
+    /// Flags besides those that every test needs.
+    pub(crate) flags: Vec<&'static str>,
+    /// Settings of the scrape besides, each a line.
+    pub(crate) scrape: &'static str,
+    /// A folder of rules.
+    pub(crate) rules: Option<PathBuf>,
+}
+
+impl Default for Setup {
+    /// Debian's, as it comes.
+    fn default() -> Self {
+        Self {
+            program: "prometheus".into(),
+            flags: Vec::new(),
+            scrape: "",
+            rules: None,
+        }
+    }
+}
+
+/// Prometheus 3, if the folder that has its programs is named.
+pub(crate) fn prometheus_3() -> Option<PathBuf> {
+    let folder = std::env::var_os("SENTRY_PROMETHEUS_3")?;
+    Some(Path::new(&folder).join("prometheus"))
 }
 
 impl Prometheus {
-    fn start(folder: &Folder, target: SocketAddr) -> Self {
+    /// Starts it in a folder of its own.
+    pub(crate) fn start(setup: &Setup, folder: &Folder, target: SocketAddr) -> Self {
         // A port that was free a moment ago.
         let address = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .unwrap();
         let config = folder.path().join("prometheus.yml");
-        let text = format!(
-            "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: sentry\n  static_configs: [{{targets: ['{target}']}}]\n"
+        let mut text = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nscrape_configs:\n- job_name: sentry\n  static_configs: [{{targets: ['{target}']}}]\n"
         );
+        for line in setup.scrape.lines() {
+            text.extend(["  ", line, "\n"]);
+        }
+        if let Some(rules) = &setup.rules {
+            text.push_str(&format!("rule_files: ['{}/*.yml']\n", rules.display()));
+        }
         fs::write(&config, text).unwrap();
-        let mut command = Command::new("prometheus");
+        let log = folder.path().join("log");
+        let mut command = Command::new(&setup.program);
         command
             .arg(format!("--config.file={}", config.display()))
             .arg(format!(
@@ -38,12 +79,17 @@ impl Prometheus {
             ))
             .arg(format!("--web.listen-address={address}"))
             .arg("--log.level=warn")
+            .args(&setup.flags)
             .stdout(Stdio::null())
-            .stderr(fs::File::create(folder.path().join("log")).unwrap());
+            .stderr(fs::File::create(&log).unwrap());
         let process = without_settings(&mut command)
             .spawn()
-            .unwrap_or_else(|error| panic!("prometheus: {error}"));
-        let prometheus = Self { process, address };
+            .unwrap_or_else(|error| panic!("{}: {error}", setup.program.display()));
+        let prometheus = Self {
+            process,
+            address,
+            log,
+        };
         wait_for("Prometheus", PATIENCE, || {
             std::net::TcpStream::connect(address).ok()
         });
@@ -54,7 +100,7 @@ impl Prometheus {
     }
 
     /// The results of a query: labels and value of each.
-    fn query(&self, query: &str) -> Vec<(Value, f64)> {
+    pub(crate) fn query(&self, query: &str) -> Vec<(Value, f64)> {
         let escaped: String = query
             .bytes()
             .map(|byte| match byte {
@@ -62,8 +108,7 @@ impl Prometheus {
                 other => format!("%{other:02X}"),
             })
             .collect();
-        let answer = get(self.address, &format!("/api/v1/query?query={escaped}"), &[]);
-        let answer: Value = serde_json::from_str(&answer.text()).unwrap();
+        let answer = self.api(&format!("query?query={escaped}"));
         assert_eq!(answer["status"], "success", "{query}: {answer}");
         let results = answer["data"]["result"].as_array().unwrap().iter();
         results
@@ -72,6 +117,19 @@ impl Prometheus {
                 (result["metric"].clone(), value)
             })
             .collect()
+    }
+
+    /// What its API says.
+    pub(crate) fn api(&self, request: &str) -> Value {
+        let answer = get(self.address, &format!("/api/v1/{request}"), &[]);
+        serde_json::from_str(&answer.text()).unwrap()
+    }
+
+    /// Asserts that it takes scrapes in whole.
+    pub(crate) fn assert_content(&self) {
+        assert_eq!(self.query("up")[0].1, 1.0);
+        let log = fs::read_to_string(&self.log).unwrap();
+        assert!(!log.contains("sentry"), "{log}");
     }
 }
 
@@ -91,7 +149,7 @@ fn prometheus_has_the_very_numbers() {
     let args = format!("connect --to 127.0.0.1:{} --count 321", listener.port());
     assert_all(&load::run(&args, &[&client]), "connected", 321);
     let folder = Folder::new();
-    let prometheus = Prometheus::start(&folder, agent.address());
+    let prometheus = Prometheus::start(&Setup::default(), &folder, agent.address());
     let of = format!("{{cgroup=\"{}\"}}", label(&client));
 
     let count = format!("sentry_tcp_handshake_duration_seconds_count{of}");
@@ -125,10 +183,7 @@ fn prometheus_has_the_very_numbers() {
         "{median} in {lower} to {upper}"
     );
 
-    // Every scrape was taken in whole.
-    assert_eq!(prometheus.query("up")[0].1, 1.0);
-    let log = fs::read_to_string(folder.path().join("log")).unwrap();
-    assert!(!log.contains("sentry"), "{log}");
+    prometheus.assert_content();
     drop(prometheus);
     agent.stop();
 }
