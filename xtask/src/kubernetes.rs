@@ -24,9 +24,12 @@ const VERSIONS: [&str; 3] = ["1.30", "1.34", "1.37"];
 /// The base's capabilities, those of the gpu component, and those of kernels before 6.6.
 const CAPABILITIES: [&[&str]; 3] = [
     &["BPF", "PERFMON", "DAC_READ_SEARCH"],
-    &["SYS_PTRACE", "CHECKPOINT_RESTORE"],
+    &GPU_CAPABILITIES,
     &["SYS_ADMIN"],
 ];
+
+/// What the gpu component adds.
+pub(crate) const GPU_CAPABILITIES: [&str; 2] = ["SYS_PTRACE", "CHECKPOINT_RESTORE"];
 
 /// Values that the chart's schema must refuse, with what Helm says of them.
 const BAD_VALUES: &[(&str, &str)] = &[
@@ -401,15 +404,20 @@ struct Tools {
     folder: PathBuf,
 }
 
+/// The folder with the packages that hold documents against schemas, and with Helm.
+pub(crate) fn packages() -> anyhow::Result<PathBuf> {
+    let packages = Packages {
+        what: "Helm and the schemas of Kubernetes, which the checks of the manifests take",
+        requirements: "deploy/kubernetes/requirements.txt",
+        variable: "SENTRY_KUBERNETES_TOOLS",
+        folder: "kubernetes",
+        compiled: true,
+    };
+    packages.fetch()
+}
+
 impl Tools {
     fn fetch() -> anyhow::Result<Self> {
-        let packages = Packages {
-            what: "Helm and the schemas of Kubernetes, which the checks of the manifests take",
-            requirements: "deploy/kubernetes/requirements.txt",
-            variable: "SENTRY_KUBERNETES_TOOLS",
-            folder: "kubernetes",
-            compiled: true,
-        };
         let folder = env::current_dir()?.join(target_folder()).join("kubernetes");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -419,7 +427,7 @@ impl Tools {
         let place = said(package.args(["package", "trixie", "kustomize"]))?;
         Ok(Self {
             kustomize: Path::new(place.trim()).join("usr/bin/kustomize"),
-            packages: packages.fetch()?,
+            packages: packages()?,
             folder: folder.canonicalize()?,
         })
     }

@@ -1,5 +1,6 @@
 //! The code behind the Makefile, which has installed what is needed.
 
+mod compose;
 mod cuda;
 mod grafana;
 mod image;
@@ -60,6 +61,7 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
         ["manifests", "--check"] => {
             prometheus::check(prometheus::newest()?.as_deref())?;
             grafana::check()?;
+            compose::check()?;
             kubernetes::check()
         }
         ["release"] => release().map(drop),
@@ -124,6 +126,7 @@ fn test() -> anyhow::Result<()> {
     let prometheus = prometheus::newest()?;
     prometheus::check(prometheus.as_deref())?;
     grafana::check()?;
+    compose::check()?;
     kubernetes::check()?;
     sbom::write()?;
     let image = image::unpacked(&static_programs()?.join("sentry"))?;
