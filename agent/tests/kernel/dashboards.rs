@@ -9,7 +9,7 @@ use crate::prometheus::{PATIENCE, Prometheus, Setup, prometheus_3};
 use crate::tcp::{impatient_netns, peer};
 use sentry_bench::kubernetes::{Cut, Fault, Pod};
 use sentry_bench::sandbox::LoopDevice;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use std::process::{Child, Command, Stdio};
 const ROUNDS: u64 = 5;
 
 /// What stands for Grafana's own choice of a window.
-const WINDOW: &str = "1m";
+const WINDOW: &str = "5m";
 
 /// What may say nothing while all is well, by a part of the expression, with the reason.
 const QUIET: &[(&str, &str)] = &[
@@ -46,6 +46,8 @@ const QUIET: &[(&str, &str)] = &[
 struct Expression {
     place: String,
     text: String,
+    /// It stands for the values from which a variable is chosen.
+    is_choice: bool,
 }
 
 /// A folder of deploy/.
@@ -72,6 +74,7 @@ fn of_dashboards() -> Vec<Expression> {
                         "count by ({label}) (({selector}) unless ({label_is_empty}))",
                         label_is_empty = with_matcher(selector, &format!("{label}=\"\""))
                     ),
+                    is_choice: true,
                 });
             }
         }
@@ -80,6 +83,7 @@ fn of_dashboards() -> Vec<Expression> {
                 expressions.push(Expression {
                     place: format!("{title}, {}", panel["title"].as_str().unwrap()),
                     text: target["expr"].as_str().unwrap().to_owned(),
+                    is_choice: false,
                 });
             }
         }
@@ -229,10 +233,8 @@ fn scrapes(prometheus: &Prometheus) -> f64 {
     counted.first().map_or(0.0, |(_, value)| *value)
 }
 
-/// What dashboards ask for: of all, and then of the one workload that did it all.
-fn of_filled_in_dashboards(agent: &Agent, seat: &Seat, device: &str) -> Vec<Expression> {
-    let instance = agent.address().to_string();
-    let (all, path) = (".*", seat.path.as_str());
+/// What dashboards ask for with these values of their variables.
+fn of_filled_in_dashboards(values: [&str; 8]) -> Vec<Expression> {
     let names = [
         "instance",
         "namespace",
@@ -243,22 +245,13 @@ fn of_filled_in_dashboards(agent: &Agent, seat: &Seat, device: &str) -> Vec<Expr
         "process",
         "device",
     ];
-    let mut filled = Vec::new();
-    for values in [
-        [all; 8],
-        [&instance, "shop", "web-0", "app", path, "", "workload", all],
-        [&instance, "shop", "web-0", "app", path, "", all, device],
-    ] {
-        let values: Vec<_> = names.into_iter().zip(values).collect();
-        for Expression { place, text } in of_dashboards() {
-            // A GPU is no block device.
-            if values[7].1 == all || !text.contains("sentry_gpu") {
-                let text = filled_in(&text, &values);
-                filled.push(Expression { place, text });
-            }
-        }
-    }
-    filled
+    let values: Vec<_> = names.into_iter().zip(values).collect();
+    let fill_in = |expression: Expression| Expression {
+        place: format!("{}, {values:?}", expression.place),
+        text: filled_in(&expression.text, &values),
+        ..expression
+    };
+    of_dashboards().into_iter().map(fill_in).collect()
 }
 
 /// What rules record, and the series that alerts watch. All of them can be evaluated.
@@ -279,16 +272,38 @@ fn of_rules(prometheus: &Prometheus) -> Vec<Expression> {
         expressions.extend(texts.into_iter().map(|text| Expression {
             place: name.to_owned(),
             text,
+            is_choice: false,
         }));
     }
     assert!(expressions.len() > 40, "{answer}");
     expressions
 }
 
+/// Asserts that the load is taken for what it is, and the agents for well.
+fn assert_alerted(prometheus: &Prometheus) {
+    let answer = prometheus.api("alerts");
+    let alerts = answer["data"]["alerts"].as_array().unwrap().iter();
+    let active: BTreeSet<_> = alerts
+        .map(|alert| alert["labels"]["alertname"].as_str().unwrap())
+        .collect();
+    // Half of all connects.
+    assert!(active.contains("SentryConnectFailures"), "{active:?}");
+    for quiet in [
+        "SentryDown",
+        "SentryAbsent",
+        "SentryProbeDown",
+        "SentryWatchDown",
+        "SentrySeriesOverflow",
+        "SentryScrapesRefused",
+    ] {
+        assert!(!active.contains(quiet), "{answer}");
+    }
+}
+
 /// Asserts that expressions say something, but for those that may be quiet.
 fn assert_all_say_something(prometheus: &Prometheus, expressions: &[Expression]) {
     let mut wrong = Vec::new();
-    for Expression { place, text } in expressions {
+    for Expression { place, text, .. } in expressions {
         let results = prometheus.query(text);
         let says_something = results.iter().any(|(_, value)| !value.is_nan());
         let may_be_quiet = QUIET.iter().any(|(part, _)| text.contains(part));
@@ -306,6 +321,73 @@ fn assert_all_say_something(prometheus: &Prometheus, expressions: &[Expression])
     }
 }
 
+/// An agent, and the labels by which it knows the container that does everything: namespace, pod, container, cgroup,
+/// workload.
+struct Watched<'a> {
+    agent: Agent,
+    labels: [&'a str; 5],
+}
+
+impl Watched<'_> {
+    /// What dashboards ask for of this agent and that container.
+    fn expressions(&self, device: &str) -> Vec<Expression> {
+        let instance = self.agent.address().to_string();
+        let [namespace, pod, container, cgroup, workload] = self.labels;
+        let of = |process, device| {
+            of_filled_in_dashboards([
+                &instance, namespace, pod, container, cgroup, workload, process, device,
+            ])
+        };
+        // A GPU is no block device, and what is told apart less finely leaves nothing to choose.
+        let is_of_gpu = |it: &Expression| it.text.contains("sentry_gpu");
+        let of_gpu = of("workload", ".*").into_iter().filter(is_of_gpu);
+        let of_others = of(".*", device).into_iter().filter(|it| !is_of_gpu(it));
+        let all = of_gpu.chain(of_others);
+        all.filter(|it| !it.is_choice || !pod.is_empty()).collect()
+    }
+
+    fn until_watch_failed(&self) {
+        wait_for("failed watch", PATIENCE, || {
+            let scrape = self.agent.scrape();
+            let mut errors = scrape.matching("sentry_kubernetes_watch_errors_total", &[]);
+            errors.any(|sample| sample.value > 0.0).then_some(())
+        });
+    }
+}
+
+/// Each Prometheus that there is, with the rules and all agents.
+fn servers(test: &str, agents: &[Watched], folder: &Folder) -> Vec<(Prometheus, Folder)> {
+    let mut programs = vec![PathBuf::from("prometheus")];
+    match prometheus_3() {
+        Some(program) => programs.push(program),
+        None => skipped(
+            test,
+            "SENTRY_PROMETHEUS_3 names no folder; with Debian's own alone",
+        ),
+    }
+    let address = |watched: &Watched| watched.agent.address().to_string();
+    let others: Vec<_> = agents[1..].iter().map(address).collect();
+    let targets = folder.path().join("targets.json");
+    fs::write(&targets, json!([{"targets": others}]).to_string()).unwrap();
+    let scrape = format!(
+        "honor_labels: true\nfile_sd_configs: [{{files: ['{}']}}]",
+        targets.display()
+    );
+    let scrape: &str = scrape.leak();
+    let start = |program| {
+        let folder = Folder::new();
+        let setup = Setup {
+            program,
+            scrape,
+            rules: Some(deployed("prometheus/rules")),
+            ..Setup::default()
+        };
+        let prometheus = Prometheus::start(&setup, &folder, agents[0].agent.address());
+        (prometheus, folder)
+    };
+    programs.into_iter().map(start).collect()
+}
+
 #[test]
 fn every_expression_says_something() {
     let test = "every_expression_says_something";
@@ -319,60 +401,55 @@ fn every_expression_says_something() {
     let node = Node::new();
     let scope = format!("cri-containerd-{}.scope", id(1));
     let seat = node.cgroup(&format!("{}/{scope}", slice("burstable", 1)));
-    let pod =
-        Pod::new(NAME, "shop", "web-0", &uid(1)).with("app", &format!("containerd://{}", id(1)));
+    let pod = Pod::new(NAME, "shop", "web-0", &uid(1))
+        .owned_by("StatefulSet", "web")
+        .with("app", &format!("containerd://{}", id(1)));
     node.api.apply(&pod);
-    let agent = node.agent("--probes tcp,disk,gpu --bpf.stats");
-    let rules = Some(deployed("prometheus/rules"));
-    let scrape = "honor_labels: true";
-    let mut programs = vec![PathBuf::from("prometheus")];
-    match prometheus_3() {
-        Some(program) => programs.push(program),
-        None => skipped(
-            test,
-            "SENTRY_PROMETHEUS_3 names no folder; with Debian's own alone",
-        ),
-    }
-    let folders: Vec<_> = programs.iter().map(|_| Folder::new()).collect();
-    let servers = programs.into_iter().zip(&folders).map(|(program, folder)| {
-        let setup = Setup {
-            program,
-            scrape,
-            rules: rules.clone(),
-            ..Setup::default()
-        };
-        Prometheus::start(&setup, folder, agent.address())
+    let path = seat.path.as_str();
+    let agents = [
+        ("container", ["shop", "web-0", "app", path, ""]),
+        ("workload", ["shop", "", "", "", "web"]),
+        ("node", [""; 5]),
+    ]
+    .map(|(by, labels)| {
+        let flags = format!("--probes tcp,disk,gpu --bpf.stats --aggregate-by {by}");
+        let agent = node.agent(&flags);
+        Watched { agent, labels }
     });
-    let servers: Vec<_> = servers.collect();
+    let folder = Folder::new();
+    let servers = servers(test, &agents, &folder);
 
     let load = Load::new(&seat);
-    // The watch fails for a while, and comes back.
+    // The watches fail for a while, and come back.
     node.api.set_fault(Some(Fault::Answer(503)));
     node.api.cut_watches(Cut::End);
     load.unanswered();
-    wait_for("failed watch", PATIENCE, || {
-        let scrape = agent.scrape();
-        let mut errors = scrape.matching("sentry_kubernetes_watch_errors_total", &[]);
-        errors.any(|sample| sample.value > 0.0).then_some(())
-    });
+    agents.iter().for_each(Watched::until_watch_failed);
     node.api.set_fault(None);
     for _ in 0..ROUNDS {
         load.round();
     }
-    for prometheus in &servers {
+    let device = load.device.path().file_name().unwrap().to_str().unwrap();
+    for (prometheus, _) in &servers {
         let before = scrapes(prometheus);
         wait_for("later scrapes", PATIENCE, || {
             (scrapes(prometheus) >= before + 3.0).then_some(())
         });
-        let device = load.device.path().file_name().unwrap().to_str().unwrap();
-        let mut expressions = of_filled_in_dashboards(&agent, &seat, device);
+        let mut expressions = of_filled_in_dashboards([".*"; 8]);
         expressions.extend(of_rules(prometheus));
+        expressions.extend(
+            agents
+                .iter()
+                .flat_map(|watched| watched.expressions(device)),
+        );
         assert_all_say_something(prometheus, &expressions);
+        assert_alerted(prometheus);
         let version = &prometheus.api("status/buildinfo")["data"]["version"];
         println!("{} expressions in Prometheus {version}", expressions.len());
     }
     drop(load);
     drop(servers);
-    drop(folders);
-    agent.stop();
+    for watched in agents {
+        watched.agent.stop();
+    }
 }

@@ -66,7 +66,8 @@ impl Prometheus {
             text.extend(["  ", line, "\n"]);
         }
         if let Some(rules) = &setup.rules {
-            text.push_str(&format!("rule_files: ['{}/*.yml']\n", rules.display()));
+            let rules = rules.display().to_string();
+            text.extend(["rule_files: ['", &rules, "/*.yml']\n"]);
         }
         fs::write(&config, text).unwrap();
         let log = folder.path().join("log");
