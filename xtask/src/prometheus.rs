@@ -82,6 +82,10 @@ fn derived() -> anyhow::Result<[(&'static str, String); 2]> {
 /// A folder with Prometheus and promtool of the newest version that Debian has; none where it cannot be had, which is
 /// said.
 pub(crate) fn newest() -> anyhow::Result<Option<PathBuf>> {
+    if cfg!(not(target_arch = "x86_64")) {
+        eprintln!("==> Prometheus 3: SKIPPED, it is fetched for x86-64 alone");
+        return Ok(None);
+    }
     let folder = env::current_dir()?
         .join(target_folder())
         .join("prometheus-3");
