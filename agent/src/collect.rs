@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use probes::{
@@ -19,7 +19,7 @@ use probes::{
     gpu::{Gpu, GpuError},
 };
 
-use self::gpu::{ProcessTotals, Renames};
+use self::gpu::{Clock, ProcessTotals, Renames};
 use crate::{
     enrich::{
         device::Devices,
@@ -186,8 +186,18 @@ pub(crate) struct Labels {
     pub(crate) device: Option<String>,
 }
 
-/// A value as it is shown: its workload, its further labels, and what it has come to.
-pub(crate) type Shown<'a> = (&'a Labels, Vec<(&'static str, &'a str)>, Cow<'a, Value>);
+/// A value as it is shown.
+#[derive(Debug)]
+pub(crate) struct Shown<'a> {
+    /// Its workload.
+    pub(crate) labels: &'a Labels,
+    /// Its further labels.
+    pub(crate) own: Vec<(&'static str, &'a str)>,
+    /// What it has come to.
+    pub(crate) value: Cow<'a, Value>,
+    /// A moment at which it was still nothing: when the agent last looked before it was there.
+    pub(crate) begun: SystemTime,
+}
 
 /// A series and its values.
 #[derive(Debug)]
@@ -201,28 +211,31 @@ pub(crate) struct Tracked {
     /// Whether the device had a name; one that never had cannot be missed.
     device_known: bool,
     life: Life,
+    /// When it was not there yet: the collection before the one that found it.
+    begun: SystemTime,
 }
 
 impl Tracked {
     /// Begins anew under its new labels. What it has counted so far stays with those that it had, which
     /// others may share: no sum falls.
-    fn leave(&mut self, owner: Arc<Owner>, now: Instant) -> Tracked {
-        let begun = self
+    fn leave(&mut self, owner: Arc<Owner>, now: Instant, begun: SystemTime) -> Tracked {
+        let zeros = self
             .samples
             .iter()
             .map(|(sample, value)| (sample.clone(), value.zero()));
-        let begun = begun.collect();
+        let zeros = zeros.collect();
         Tracked {
             probe: self.probe,
             labels: Labels {
                 owner,
                 ..self.labels.clone()
             },
-            samples: std::mem::replace(&mut self.samples, begun),
+            samples: std::mem::replace(&mut self.samples, zeros),
             series: self.series,
             certainty: Certainty::Full,
             device_known: false,
             life: Life::Retained(now),
+            begun: std::mem::replace(&mut self.begun, begun),
         }
     }
 }
@@ -315,6 +328,10 @@ pub(crate) struct Collector {
     renamed: Instant,
     /// Of labels that were left behind, the next one's number.
     remainders: u64,
+    /// Before any program was attached.
+    started: SystemTime,
+    /// When the last collection that found all there was began.
+    looked: SystemTime,
     forgotten: Instant,
     devices: Devices,
     devices_checked: Instant,
@@ -394,8 +411,10 @@ pub(crate) struct Outcome {
 }
 
 impl Collector {
-    /// `gpu` is there if the gpu probe is among those of `kernel`.
+    /// `gpu` is there if the gpu probe is among those of `kernel`; `started` is a moment before its programs were
+    /// attached.
     pub(crate) fn new(
+        started: SystemTime,
         kernel: Kernel,
         gpu: Option<Arc<Gpu>>,
         names: Arc<Names>,
@@ -442,6 +461,8 @@ impl Collector {
             names_version: names.version(),
             renamed: Instant::now(),
             remainders: 0,
+            started,
+            looked: started,
             forgotten: Instant::now(),
             names,
             devices: Devices::new(sysfs),
@@ -466,6 +487,7 @@ impl Collector {
         occasion: Occasion,
     ) -> Result<Outcome, CollectError> {
         let mut outcome = Outcome::default();
+        let looked = SystemTime::now();
         // Read before the names are: what comes in meanwhile is taken in by the next collection.
         let version = self.names.version();
         let asked = now.duration_since(self.renamed);
@@ -477,6 +499,7 @@ impl Collector {
         if renamed {
             (self.names_version, self.renamed) = (version, now);
         }
+        self.looked = looked;
         Ok(outcome)
     }
 
@@ -510,7 +533,11 @@ impl Collector {
             due,
             leave: self.names.labels_are_shared(),
         };
-        let rested = totals.take_in(processes, owner, renames, now, &mut probe.sums, outcome);
+        let clock = Clock {
+            now,
+            looked: self.looked,
+        };
+        let rested = totals.take_in(processes, owner, renames, clock, &mut probe.sums, outcome);
         drop(look);
         self.evicted += totals.forget(now, self.retention, self.retained_max);
         let mut failed = None;
@@ -556,7 +583,7 @@ impl Collector {
                 let before = Arc::clone(&tracked.labels.owner);
                 named.improve(&mut tracked.labels.owner, &mut tracked.certainty);
                 if shared && before != tracked.labels.owner {
-                    left.push((*key, tracked.leave(before, now)));
+                    left.push((*key, tracked.leave(before, now, self.looked)));
                 }
             }
             match tracked.life {
@@ -677,6 +704,7 @@ impl Collector {
                     certainty: named.certainty,
                     device_known,
                     life: Life::Live,
+                    begun: self.looked,
                 },
             );
         }
@@ -762,6 +790,7 @@ impl Collector {
             for ((_, value), (_, more)) in heir.samples.iter_mut().zip(&tracked.samples) {
                 value.add(more);
             }
+            heir.begun = heir.begun.min(tracked.begun);
         }
     }
 
@@ -786,6 +815,11 @@ impl Collector {
         }
     }
 
+    /// A moment before anything was counted.
+    pub(crate) fn started(&self) -> SystemTime {
+        self.started
+    }
+
     /// Names for cgroups.
     pub(crate) fn names(&self) -> &Names {
         &self.names
@@ -803,11 +837,12 @@ impl Collector {
             Some(gpu) => gpu.totals.shown(metric),
             None => self.shown_series(probe, metric),
         };
-        samples.sort_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
+        samples.sort_by(|one, other| (one.labels, &one.own).cmp(&(other.labels, &other.own)));
         samples.dedup_by(|next, kept| {
-            let same = (next.0, &next.1) == (kept.0, &kept.1);
+            let same = (next.labels, &next.own) == (kept.labels, &kept.own);
             if same {
-                kept.2.to_mut().add(&next.2);
+                kept.value.to_mut().add(&next.value);
+                kept.begun = kept.begun.min(next.begun);
             }
             same
         });
@@ -822,10 +857,15 @@ impl Collector {
         of_probe
             .flat_map(|tracked| {
                 let samples = tracked.samples.iter();
-                samples.map(|(sample, value)| (&tracked.labels, sample, value))
+                samples.map(move |(sample, value)| (tracked, sample, value))
             })
             .filter(|(_, sample, _)| sample.metric == metric)
-            .map(|(labels, sample, value)| (labels, sample.labels.clone(), Cow::Borrowed(value)))
+            .map(|(tracked, sample, value)| Shown {
+                labels: &tracked.labels,
+                own: sample.labels.clone(),
+                value: Cow::Borrowed(value),
+                begun: tracked.begun,
+            })
             .collect()
     }
 

@@ -119,6 +119,10 @@ pub(crate) struct Config {
     pub(crate) pod_labels: Vec<PodLabel>,
     /// Classic buckets shown for each doubling of time: 1, 2 or 4.
     pub(crate) buckets_per_octave: u8,
+    /// Whether classic histograms stand beside the native ones of protobuf.
+    pub(crate) classic_histograms: bool,
+    /// Whether counters and histograms say since when they count.
+    pub(crate) created: bool,
     /// Whether to switch on the kernel's run-time statistics of BPF programs.
     pub(crate) bpf_stats: bool,
     /// Root of procfs.
@@ -288,6 +292,15 @@ struct Flags {
           value_parser = PossibleValuesParser::new(["1", "2", "4"]).try_map(|s| s.parse::<u8>()),
           help_heading = "Series")]
     buckets_per_octave: u8,
+    /// Show classic histograms beside the native ones in protobuf; the text formats always have them
+    #[arg(long = "metrics.classic-histograms", value_name = "BOOL", default_value = "true",
+          default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set,
+          help_heading = "Series")]
+    classic_histograms: bool,
+    /// Say since when each counter and histogram counts, in OpenMetrics and protobuf
+    #[arg(long = "metrics.created", value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Series")]
+    created: bool,
 
     /// What one set of labels on /metrics stands for
     #[arg(
@@ -522,6 +535,8 @@ fn config(
         kubeconfig: flags.kubeconfig,
         pod_labels: flags.pod_labels.map(|labels| labels.0).unwrap_or_default(),
         buckets_per_octave: flags.buckets_per_octave,
+        classic_histograms: flags.classic_histograms,
+        created: flags.created,
         bpf_stats: flags.bpf_stats,
         procfs: flags.procfs,
         sysfs: flags.sysfs,
@@ -1072,6 +1087,8 @@ mod tests {
             series_max: 256,
             series_retention: Duration::from_secs(120),
             buckets_per_octave: 1,
+            classic_histograms: true,
+            created: false,
             bpf_stats: false,
             aggregate: Aggregate::Container,
             node: None,
@@ -1101,6 +1118,8 @@ mod tests {
             series_max: 512,
             series_retention: Duration::from_secs(90),
             buckets_per_octave: 4,
+            classic_histograms: false,
+            created: true,
             bpf_stats: true,
             aggregate: Aggregate::Workload,
             node: Some("node-1.example".into()),
@@ -1145,7 +1164,7 @@ mod tests {
     fn every_setting_can_be_a_flag() {
         let flags = "--web.listen-address :1234 --web.telemetry-path /m --log.level trace --log.format json \
              --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --btf /btf --series.max 512 --series.retention 90s \
-             --metrics.buckets-per-octave 4 --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys \
+             --metrics.buckets-per-octave 4 --metrics.classic-histograms=false --metrics.created --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys \
              --path.rootfs /host --aggregate-by workload --kubernetes.node node-1.example \
              --kubernetes.kubeconfig /kubeconfig --kubernetes.pod-labels app,example.org/the-team";
         assert_eq!(agent(flags, &[], None), all_set());
@@ -1161,7 +1180,7 @@ mod tests {
         );
     }
 
-    const ALL_ENV: [(&str, &str); 19] = [
+    const ALL_ENV: [(&str, &str); 21] = [
         ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
         ("SENTRY_WEB_TELEMETRY_PATH", "/m"),
         ("SENTRY_LOG_LEVEL", "trace"),
@@ -1173,6 +1192,8 @@ mod tests {
         ("SENTRY_SERIES_MAX", "512"),
         ("SENTRY_SERIES_RETENTION", "90s"),
         ("SENTRY_METRICS_BUCKETS_PER_OCTAVE", "4"),
+        ("SENTRY_METRICS_CLASSIC_HISTOGRAMS", "false"),
+        ("SENTRY_METRICS_CREATED", "true"),
         ("SENTRY_BPF_STATS", "true"),
         ("SENTRY_PATH_PROCFS", "/host/proc"),
         ("SENTRY_PATH_SYSFS", "/host/sys"),
@@ -1196,13 +1217,13 @@ mod tests {
     fn every_setting_can_be_a_key_flat_or_nested() {
         let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nlog.level: trace\nlog.format: json\n\
              probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
-             metrics.buckets-per-octave: 4\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
+             metrics.buckets-per-octave: 4\nmetrics.classic-histograms: false\nmetrics.created: true\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
              path.rootfs: /host\naggregate-by: workload\nkubernetes.node: node-1.example\n\
              kubernetes.kubeconfig: /kubeconfig\nkubernetes.pod-labels: app,example.org/the-team\n";
         assert_eq!(from_file(flat), all_set());
         let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\nlog: {level: trace, format: json}\n\
              probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
-             metrics: {buckets-per-octave: 4}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
+             metrics: {buckets-per-octave: 4, classic-histograms: false, created: true}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
              path.sysfs: /host/sys\npath.rootfs: /host\naggregate-by: workload\nkubernetes:\n  node: node-1.example\n  \
              kubeconfig: /kubeconfig\n  pod-labels: [app, example.org/the-team]\n";
         assert_eq!(from_file(nested), all_set());
@@ -1809,7 +1830,7 @@ mod tests {
             (
                 "colour: red",
                 ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
-                 metrics.buckets-per-octave, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
+                 metrics.buckets-per-octave, metrics.classic-histograms, metrics.created, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
                  tcp.hook, web.listen-address, web.telemetry-path",
             ),
             (

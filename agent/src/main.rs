@@ -20,7 +20,7 @@ use std::{
     process::ExitCode,
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context;
@@ -100,7 +100,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
 async fn agent(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    let started = Instant::now();
+    let (started, started_at) = (Instant::now(), SystemTime::now());
     let listener = expose::bind(config.listen, &config.procfs).await?;
     // Held as long as the agent runs.
     let _run_stats = config
@@ -151,6 +151,7 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
 
     // cells, tables and names -> totals
     let collector = Arc::new(Mutex::new(Collector::new(
+        started_at,
         kernel,
         gpu,
         Arc::clone(&names),
@@ -167,12 +168,14 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     let statuses = lock(&collector).statuses();
     let exposed = Exposed {
         readiness: Arc::new(Verdicts(statuses)),
-        scrape: Arc::new(Metrics::new(Source {
+        scrape: Arc::new(Metrics(Source {
             collector,
             http: Arc::clone(&http),
             procfs: config.procfs.clone(),
             shape: Arc::new(Shape {
                 buckets_per_octave: config.buckets_per_octave,
+                classic_histograms: config.classic_histograms,
+                created: config.created,
                 pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
             }),
             run_stats: config.bpf_stats,

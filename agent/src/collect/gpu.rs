@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use probes::{
@@ -39,6 +39,14 @@ pub(super) struct Renames {
     pub(super) leave: bool,
 }
 
+/// When a collection takes place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    pub(super) now: Instant,
+    /// When the one before it began.
+    pub(super) looked: SystemTime,
+}
+
 /// What a total is of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
@@ -67,6 +75,8 @@ struct Total {
     certainty: Certainty,
     /// When a living process last had it, or it last changed.
     touched: Instant,
+    /// When it was not there yet.
+    begun: SystemTime,
 }
 
 impl ProcessTotals {
@@ -78,7 +88,7 @@ impl ProcessTotals {
         processes: Vec<Process>,
         mut owner: impl FnMut(Option<Workload>) -> Named,
         renames: Renames,
-        now: Instant,
+        clock: Clock,
         sums: &mut [Value],
         outcome: &mut Outcome,
     ) -> Vec<Process> {
@@ -90,14 +100,14 @@ impl ProcessTotals {
         }
         let mut rested = Vec::new();
         for process in processes {
-            self.add(&process, &mut owner, now, sums);
-            match self.since_exit(&process, now) {
+            self.add(&process, &mut owner, clock, sums);
+            match self.since_exit(&process, clock.now) {
                 Some(rest) if rest >= QUARANTINE => rested.push(process),
                 Some(_) => outcome.unfinished = true,
                 None => {}
             }
         }
-        self.name(owner, renames, now, outcome);
+        self.name(owner, renames, clock, outcome);
         rested
     }
 
@@ -105,7 +115,7 @@ impl ProcessTotals {
         &mut self,
         process: &Process,
         owner: &mut impl FnMut(Option<Workload>) -> Named,
-        now: Instant,
+        Clock { now, looked }: Clock,
         sums: &mut [Value],
     ) {
         let fresh = || Known {
@@ -165,6 +175,7 @@ impl ProcessTotals {
                     labels,
                     certainty: named.certainty,
                     touched: now,
+                    begun: looked,
                 }
             });
             if !process.exited || !gained.is_zero() {
@@ -187,7 +198,7 @@ impl ProcessTotals {
         &mut self,
         mut owner: impl FnMut(Option<Workload>) -> Named,
         renames: Renames,
-        now: Instant,
+        Clock { now, looked }: Clock,
         outcome: &mut Outcome,
     ) {
         let mut left = Vec::new();
@@ -202,9 +213,10 @@ impl ProcessTotals {
                 // A gauge is what is there now, and goes along.
                 let stays = !matches!(total.value, Value::Gauge(_));
                 if renames.leave && stays && before != total.labels {
-                    let begun = total.value.zero();
-                    let value = std::mem::replace(&mut total.value, begun);
-                    left.push((key.clone(), before, value));
+                    let zero = total.value.zero();
+                    let value = std::mem::replace(&mut total.value, zero);
+                    let begun = std::mem::replace(&mut total.begun, looked);
+                    left.push((key.clone(), before, value, begun));
                 }
             }
             // Of those that ended nobody can tell.
@@ -216,7 +228,7 @@ impl ProcessTotals {
                 outcome.unknown.push(workload);
             }
         }
-        for (key, labels, value) in left {
+        for (key, labels, value, begun) in left {
             let workload = Some(Workload {
                 hierarchy: REMAINDER,
                 cgroup_id: self.remainders,
@@ -227,6 +239,7 @@ impl ProcessTotals {
                 labels,
                 certainty: Certainty::Full,
                 touched: now,
+                begun,
             };
             self.totals.insert(Key { workload, ..key }, total);
         }
@@ -266,6 +279,7 @@ impl ProcessTotals {
         });
         if let Some((_, heir)) = heir {
             heir.value.add(&dropped.value);
+            heir.begun = heir.begun.min(dropped.begun);
         }
     }
 
@@ -276,7 +290,12 @@ impl ProcessTotals {
             .filter(|(key, _)| key.metric == metric)
             .map(|(key, total)| {
                 let own = key.own.iter().map(|(label, value)| (*label, &**value));
-                (&total.labels, own.collect(), Cow::Borrowed(&total.value))
+                Shown {
+                    labels: &total.labels,
+                    own: own.collect(),
+                    value: Cow::Borrowed(&total.value),
+                    begun: total.begun,
+                }
             })
             .collect()
     }
@@ -323,7 +342,7 @@ fn gain(last: &mut ReadingValue, now: &ReadingValue) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::UNIX_EPOCH};
 
     use super::*;
     use crate::enrich::names::Owner;
@@ -338,6 +357,7 @@ mod tests {
     struct Fixture {
         totals: ProcessTotals,
         sums: Vec<Value>,
+        start: Instant,
         now: Instant,
         /// The names of cgroups that are known.
         named: Vec<(u64, &'static str)>,
@@ -347,6 +367,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
+            let now = Instant::now();
             Self {
                 totals: ProcessTotals::default(),
                 sums: vec![
@@ -355,7 +376,8 @@ mod tests {
                     Value::Histogram(Box::default()),
                     Value::Gauge(0),
                 ],
-                now: Instant::now(),
+                start: now,
+                now,
                 named: vec![(1, "/job")],
                 renames: Renames {
                     due: false,
@@ -391,7 +413,10 @@ mod tests {
                     Named { owner, certainty }
                 },
                 self.renames,
-                self.now,
+                Clock {
+                    now: self.now,
+                    looked: UNIX_EPOCH + (self.now - self.start),
+                },
                 &mut self.sums,
                 &mut outcome,
             );
@@ -408,7 +433,10 @@ mod tests {
             let shown = self.totals.shown(metric);
             let mut lines: Vec<String> = shown
                 .into_iter()
-                .map(|(labels, own, value)| {
+                .map(|shown| {
+                    let Shown {
+                        labels, own, value, ..
+                    } = shown;
                     let value = match &*value {
                         Value::Histogram(totals) => format!("{:?}", filled(totals)),
                         Value::Counter(n) | Value::CounterNs(n) | Value::Gauge(n) => n.to_string(),
@@ -689,10 +717,14 @@ mod tests {
         let first = |count| process(1, vec![launches(count), allocated(5)]);
         let sum = |fixture: &Fixture, metric, of: &str| -> u64 {
             let shown = fixture.totals.shown(metric);
-            let of_name = shown
-                .iter()
-                .filter(|(labels, _, _)| labels.owner.cgroup == of);
-            of_name.map(|(_, _, value)| number(value)).sum()
+            let of_name = shown.iter().filter(|shown| shown.labels.owner.cgroup == of);
+            of_name.map(|shown| number(&shown.value)).sum()
+        };
+        let begun = |fixture: &Fixture, of: &str| -> Vec<u64> {
+            let shown = fixture.totals.shown(LAUNCHES);
+            let of_name = shown.iter().filter(|shown| shown.labels.owner.cgroup == of);
+            let since = |shown: &Shown| shown.begun.duration_since(UNIX_EPOCH).unwrap();
+            of_name.map(|shown| since(shown).as_secs()).collect()
         };
         fixture.collect(&[first(4), second(3)]);
         assert_eq!(sum(&fixture, LAUNCHES, "/job"), 7);
@@ -706,6 +738,8 @@ mod tests {
         assert_eq!(sum(&fixture, LAUNCHES, "/web"), 1);
         assert_eq!(sum(&fixture, ALLOCATED, "/job"), 5);
         assert_eq!(sum(&fixture, ALLOCATED, "/web"), 9);
+        assert_eq!(begun(&fixture, "/job"), [1, 1]);
+        assert_eq!(begun(&fixture, "/web"), [2]);
         // What was left behind is not asked for, and is the others' in the end.
         fixture.now += RETENTION;
         let (_, _, outcome) = fixture.collect(&[first(6), second(6)]);

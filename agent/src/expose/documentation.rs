@@ -7,7 +7,7 @@ use std::{env, fmt::Write, fs, path::Path};
 
 use probes::{BUCKETS, MetricKind, PROBES, Probe, Reason, Verdict, bucket_edge_seconds};
 
-use super::self_metrics::{Kind, SELF_METRICS};
+use super::{format::Format, model::classic_buckets, self_metrics::SELF_METRICS, text::write_real};
 
 const WRITE: &str = "SENTRY_WRITE_DOCS";
 const README_START: &str = "<!-- metrics -->";
@@ -63,7 +63,7 @@ fn page() -> String {
     let mut text = String::from(
         "<!-- Generated from the code by `make docs`. Do not edit. -->\n\n# Metrics\n\n\
          What `/metrics` of the agent holds. [Workloads](#workloads) are what the probes measure, \
-         [the agent](#the-agent) is what it tells about itself, [cardinality](#cardinality) is how many \
+         [the agent](#the-agent) is what it tells about itself, [formats](#formats) is how a client gets it and what becomes of histograms, [cardinality](#cardinality) is how many \
          series that makes, and [memory](#memory) what the kernel side takes.\n\n",
     );
     text.push_str(&workloads());
@@ -71,13 +71,13 @@ fn page() -> String {
         text.push_str(&section(probe));
     }
     text.push_str(&agent());
+    text.push_str(&formats());
     text.push_str(&cardinality());
     text.push_str(&memory());
     text
 }
 
 fn workloads() -> String {
-    let (first, last) = (bucket_edge_seconds(0), bucket_edge_seconds(BUCKETS - 2));
     format!(
         "## Workloads\n\n\
          Every metric of a probe has these labels, and those that its table names.\n\n{}\n\
@@ -97,9 +97,7 @@ fn workloads() -> String {
          A gauge is 0 meanwhile.\n\
          - A series appears with its first event. A probe that does not run has no metrics: look at \
          `sentry_probe_up`.\n\n\
-         The buckets of histograms are four to the octave, from 2^-18 s ({:.1} µs) to {last} s, edges \
-         included: those of Prometheus' native histograms of schema 2. By default every fourth edge is \
-         shown, one for each doubling of time; `--metrics.buckets-per-octave` shows more. `_count` is the sum of the buckets.\n\n",
+         A name, a label, a type or a help text that is here stays; a change to one stands in [CHANGELOG.md](../CHANGELOG.md).\n\n",
         table(
             &["Label", "Meaning"],
             &[
@@ -127,8 +125,83 @@ fn workloads() -> String {
             ]
             .map(|row| row.map(str::to_owned).to_vec()),
         ),
-        first * 1e6,
     )
+}
+
+/// What the formats are, and what becomes of histograms in them.
+fn formats() -> String {
+    let formats = [
+        (Format::Prometheus, "everyone else"),
+        (Format::OpenMetrics, "Prometheus as it comes"),
+        (
+            Format::Protobuf,
+            "Prometheus 2.40 to 3.8 with `--enable-feature=native-histograms`, 3.8 and later with `scrape_native_histograms: true`",
+        ),
+    ]
+    .map(|(format, who)| {
+        let histograms = match format {
+            Format::Protobuf => "native, and classic",
+            Format::OpenMetrics | Format::Prometheus => "classic",
+        };
+        vec![
+            code(format.content_type()),
+            histograms.to_owned(),
+            who.to_owned(),
+        ]
+    });
+    let edges: Vec<Vec<String>> = [1, 2, 4]
+        .map(|per_octave| {
+            let buckets: Vec<usize> = classic_buckets(per_octave).collect();
+            let shown = buckets
+                .iter()
+                .take(if per_octave == 1 { BUCKETS } else { 5 });
+            let mut shown: Vec<String> = shown
+                .map(|bucket| edge(bucket_edge_seconds(*bucket)))
+                .collect();
+            if per_octave > 1 {
+                shown.push(format!("… {}, +Inf", edge(16.0)));
+            }
+            vec![
+                per_octave.to_string(),
+                buckets.len().to_string(),
+                shown.join(", "),
+            ]
+        })
+        .to_vec();
+    format!(
+        "## Formats\n\n\
+         The client's `Accept` header says in which format `/metrics` answers, by its quality values; where it takes several alike, in the later of these:\n\n{}\n\
+         All say the same numbers at the same moment ([0011](decisions/0011-three-formats-from-one-model.md)). Label and metric names are plain ASCII, so `escaping` changes nothing. \
+         Protobuf leaves out what has no samples.\n\n\
+         With `--metrics.created`, counters and histograms say since when they count, as `_created` in OpenMetrics and `created_timestamp` in protobuf; 0.0.4 has no place for it. \
+         It is a moment at which the series certainly was not there yet: when the agent last looked before it found it, some 10 s before its first event at most. \
+         Where several cgroups share their labels, it is that of the first; the agent's own began when it did.\n\n\
+         ### Histograms\n\n\
+         The kernel's buckets are four to the octave: bucket i holds durations above 2^((i-1)/4) s up to 2^(i/4) s, edge included, from 2^-18 s ({:.1} µs) to 2^4 s. \
+         One more holds all that is shorter, and one all that is longer. `_count` is the sum of them all.\n\n\
+         - **Native histograms** have these very buckets: they are those of schema 2. What took {:.1} µs or less is the zero bucket (`zero_threshold` 2^-18), where a quantile is between 0 and that. \
+         What took longer than 16 s is in the next bucket, up to {:.2} s: a quantile that falls there says that it was 16 s or more. \
+         Counts and sums are exact. A counter reset is not told beforehand: it shows as it does for any counter.\n\
+         - **Classic histograms** have a subset of the same edges as `le`, with `--metrics.buckets-per-octave`:\n\n{}\n\
+         In protobuf they stand beside the native ones, for a Prometheus that is told to keep both (`scrape_classic_histograms`, since 3.0 `always_scrape_classic_histograms`). One that reads protobuf and no native histograms, because of its `scrape_protocols` or \
+         `--enable-feature=created-timestamp-zero-ingestion`, needs that setting as well: 3.5 takes no histogram of ours without it. \
+         `--metrics.classic-histograms=false` leaves them out there; the text formats have no others, and always have them. `le` is written as Prometheus writes it when it reads protobuf, so that a bucket is the same series from every format.\n\n",
+        table(
+            &["`Content-Type`", "Histograms", "Who asks for it"],
+            &formats
+        ),
+        bucket_edge_seconds(0) * 1e6,
+        bucket_edge_seconds(0) * 1e6,
+        4.25f64.exp2(),
+        table(&["Buckets an octave", "`le` values", "Which"], &edges),
+    )
+}
+
+/// An edge as `le` shows it.
+fn edge(seconds: f64) -> String {
+    let mut text = String::new();
+    write_real(&mut text, seconds);
+    code(&text)
 }
 
 fn section(probe: &Probe) -> String {
@@ -196,16 +269,13 @@ fn uprobes(hook: &str) -> &'static str {
 
 fn agent() -> String {
     let rows = SELF_METRICS.iter().map(|metric| {
-        let kind = match metric.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-        };
         vec![
             code(metric.name),
-            kind.to_owned(),
+            metric.kind.name().to_owned(),
             unit(metric.name).to_owned(),
             code_list(metric.labels),
             metric.help.to_owned(),
+            metric.source.to_owned(),
         ]
     });
     let verdicts = VERDICTS.map(|(verdict, meaning)| {
@@ -221,7 +291,7 @@ fn agent() -> String {
          What `sentry_probe_up`, `sentry check` and the log say of each probe.\n\n{}\n\
          ### Reasons\n\n{}\n",
         table(
-            &["Metric", "Type", "Unit", "Labels", "Meaning"],
+            &["Metric", "Type", "Unit", "Labels", "Meaning", "Source"],
             &rows.collect::<Vec<_>>()
         ),
         table(&["`verdict`", "`sentry_probe_up`", "Meaning"], &verdicts),
@@ -380,7 +450,7 @@ fn the_formula_gives_what_was_measured() {
 
 /// How many Prometheus series there can be.
 fn cardinality() -> String {
-    let lines = |per_octave: usize| (BUCKETS - 2).div_ceil(4 / per_octave) + 2 + 2;
+    let lines = |per_octave: u8| classic_buckets(per_octave).count() + 2;
     let per_histogram: Vec<Vec<String>> = [1, 2, 4]
         .map(|per_octave| vec![per_octave.to_string(), lines(per_octave).to_string()])
         .to_vec();

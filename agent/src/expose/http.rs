@@ -20,7 +20,7 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
-use super::format::{Format, last_family, repeated_metadata, to_prometheus};
+use super::format::Format;
 use super::{Exposed, Parts};
 
 /// Scrapes under way at once, from the reading of the metrics until the answer is written. An exposition is the
@@ -75,8 +75,7 @@ async fn metrics(State(served): State<Arc<Served>>, headers: HeaderMap) -> Respo
     let format = Format::negotiate(accept.filter_map(|value| value.to_str().ok()));
     let scrape = Arc::clone(&exposed.scrape);
     // The permit travels along: a client that leaves meanwhile must not let a third scrape in.
-    let made =
-        tokio::task::spawn_blocking(move || Exposition::new(scrape.scrape(), format, permit));
+    let made = tokio::task::spawn_blocking(move || Exposition::new(scrape.scrape(format), permit));
     match made.await {
         Ok(exposition) => (
             [
@@ -171,20 +170,15 @@ fn escape(text: &str) -> String {
 /// never there as a whole. The permit is held exactly while it is being read.
 struct Exposition {
     parts: Parts,
-    format: Format,
-    /// The family that the last part ended with.
-    family: String,
     /// What is left of the part being read.
     part: Bytes,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Exposition {
-    fn new(parts: Parts, format: Format, permit: OwnedSemaphorePermit) -> Self {
+    fn new(parts: Parts, permit: OwnedSemaphorePermit) -> Self {
         let mut exposition = Self {
             parts,
-            format,
-            family: String::new(),
             part: Bytes::new(),
             _permit: permit,
         };
@@ -195,17 +189,9 @@ impl Exposition {
     /// Goes on to the next part that has something in it.
     fn advance(&mut self) {
         while self.part.is_empty()
-            && let Some(open_metrics) = self.parts.next()
+            && let Some(part) = self.parts.next()
         {
-            // Metadata stand once above a family's samples.
-            let repeated = repeated_metadata(&open_metrics, &self.family);
-            if let Some(family) = last_family(&open_metrics) {
-                family.clone_into(&mut self.family);
-            }
-            self.part = match self.format {
-                Format::OpenMetrics => Bytes::from(open_metrics).slice(repeated..),
-                Format::Prometheus => prometheus(&open_metrics, repeated > 0).into(),
-            };
+            self.part = part.into();
         }
     }
 
@@ -213,22 +199,6 @@ impl Exposition {
     fn remaining(&self) -> Option<u64> {
         (self.parts.size_hint() == (0, Some(0))).then_some(self.part.len() as u64)
     }
-}
-
-/// A part as Prometheus text.
-fn prometheus(open_metrics: &str, goes_on: bool) -> Vec<u8> {
-    let mut text = Vec::with_capacity(open_metrics.len());
-    for mut piece in to_prometheus(open_metrics) {
-        let size = piece.size();
-        text.extend_from_slice(piece.take(size, open_metrics.as_bytes()));
-    }
-    if goes_on {
-        let lines = text.split_inclusive(|byte| *byte == b'\n');
-        let metadata = lines.take_while(|line| line.starts_with(b"# "));
-        let length: usize = metadata.map(<[u8]>::len).sum();
-        text.drain(..length);
-    }
-    text
 }
 
 impl hyper::body::Body for Exposition {
@@ -265,28 +235,41 @@ mod tests {
     use crate::expose::loopback::{Client, Server, inflate, noise, quick};
     use crate::expose::{ProbeVerdict, Scrape};
 
-    const SCRAPE: &str = "# HELP sentry_runs Runs.\n# TYPE sentry_runs counter\nsentry_runs_total{cgroup=\"/a\"} 1 # {trace=\"1\"} 1\n# EOF\n";
-    const SCRAPE_0_0_4: &str = "# HELP sentry_runs_total Runs.\n# TYPE sentry_runs_total counter\nsentry_runs_total{cgroup=\"/a\"} 1\n";
+    const SCRAPE: &str = "# HELP sentry_runs_total Runs.\n# TYPE sentry_runs_total counter\nsentry_runs_total{cgroup=\"/a\"} 1\n";
 
     fn server() -> Server {
         Server::start(|| SCRAPE.to_owned(), quick())
     }
 
+    /// Names the format that it is asked for.
+    struct Named;
+
+    impl Scrape for Named {
+        fn scrape(&self, format: Format) -> Parts {
+            Box::new(std::iter::once(format!("{format:?}").into_bytes()))
+        }
+    }
+
     #[test]
-    fn metrics_in_either_format() {
-        let server = server();
+    fn metrics_in_each_format() {
+        let server = Server::serve("/metrics", Arc::new(Named), quick());
         let mut client = Client::connect(server.address);
         for (headers, content_type, body) in [
-            ("", "text/plain; version=0.0.4; charset=utf-8", SCRAPE_0_0_4),
+            ("", "text/plain; version=0.0.4; charset=utf-8", "Prometheus"),
             (
                 "Accept: image/png\r\n",
                 "text/plain; version=0.0.4; charset=utf-8",
-                SCRAPE_0_0_4,
+                "Prometheus",
             ),
             (
                 "Accept: text/plain;q=0.5\r\nAccept: application/openmetrics-text;version=0.0.1\r\n",
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                SCRAPE,
+                "OpenMetrics",
+            ),
+            (
+                "Accept: text/plain;q=0.5\r\nAccept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited\r\n",
+                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited",
+                "Protobuf",
             ),
         ] {
             let answer = client.get("/metrics", headers);
@@ -304,21 +287,8 @@ mod tests {
 
     #[test]
     fn a_large_exposition_comes_out_in_order() {
-        let mut scrape = String::new();
-        let mut expected = String::new();
-        for family in 0..500 {
-            let samples = noise(family % 97 * 61);
-            let _ = write!(
-                scrape,
-                "# TYPE f{family} counter\n{samples}f{family}_total 1 # {{}} 1\n"
-            );
-            let _ = write!(
-                expected,
-                "# TYPE f{family}_total counter\n{samples}f{family}_total 1\n"
-            );
-        }
-        scrape += "# EOF\n";
-        assert!(expected.len() > 10 * FRAME_BYTES);
+        let scrape = noise(40 * FRAME_BYTES + 7);
+        let expected = scrape.clone();
         let server = Server::start(move || scrape.clone(), quick());
         let mut client = Client::connect(server.address);
         let answer = client.get("/metrics", "");
@@ -335,38 +305,19 @@ mod tests {
     fn parts_are_one_exposition() {
         struct InParts;
         impl Scrape for InParts {
-            fn scrape(&self) -> Parts {
-                let parts = [
-                    "# HELP a A.\n# TYPE a counter\na_total{x=\"1\"} 1\n",
-                    "# HELP a A.\n# TYPE a counter\na_total{x=\"2\"} 2\n",
-                    "",
-                    "# HELP b B.\n# TYPE b gauge\nb 3\n",
-                    "# HELP c C.\n# TYPE c gauge\n# EOF\n",
-                ];
-                Box::new(parts.into_iter().map(str::to_owned))
+            fn scrape(&self, _: Format) -> Parts {
+                let parts = ["", "a 1\n", "a 2\n", "", "b 3\n", ""];
+                Box::new(parts.into_iter().map(Vec::from))
             }
         }
-        let read = |format| {
-            let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-            let mut exposition = Exposition::new(InParts.scrape(), format, permit);
-            let mut text = Vec::new();
-            while !exposition.part.is_empty() {
-                text.extend(std::mem::take(&mut exposition.part));
-                exposition.advance();
-            }
-            assert_eq!(exposition.remaining(), Some(0));
-            String::from_utf8(text).unwrap()
-        };
-        assert_eq!(
-            read(Format::OpenMetrics),
-            "# HELP a A.\n# TYPE a counter\na_total{x=\"1\"} 1\na_total{x=\"2\"} 2\n\
-             # HELP b B.\n# TYPE b gauge\nb 3\n# HELP c C.\n# TYPE c gauge\n# EOF\n"
-        );
-        assert_eq!(
-            read(Format::Prometheus),
-            "# HELP a_total A.\n# TYPE a_total counter\na_total{x=\"1\"} 1\na_total{x=\"2\"} 2\n\
-             # HELP b B.\n# TYPE b gauge\nb 3\n# HELP c C.\n# TYPE c gauge\n"
-        );
+        let server = Server::serve("/metrics", Arc::new(InParts), quick());
+        let mut client = Client::connect(server.address);
+        for _ in 0..2 {
+            let answer = client.get("/metrics", "");
+            // How much it will be is not known when it begins.
+            assert_eq!(answer.header("content-length"), None);
+            assert_eq!(answer.text(), "a 1\na 2\nb 3\n");
+        }
     }
 
     #[test]
@@ -499,7 +450,7 @@ mod tests {
     fn the_telemetry_path_is_configurable() {
         let server = Server::start_at("/a/m", || SCRAPE.to_owned(), quick());
         let mut client = Client::connect(server.address);
-        assert_eq!(client.get("/a/m", "").text(), SCRAPE_0_0_4);
+        assert_eq!(client.get("/a/m", "").text(), SCRAPE);
         let answer = client.get("/metrics", "");
         assert_eq!(
             answer.text(),
@@ -527,7 +478,7 @@ mod tests {
     fn head_has_the_headers_and_no_body() {
         let server = server();
         let mut client = Client::connect(server.address);
-        let length = SCRAPE_0_0_4.len().to_string();
+        let length = SCRAPE.len().to_string();
         for (path, length) in [("/metrics", length.as_str()), ("/healthz", "3")] {
             client.request("HEAD", path, "");
             let answer = client.head();

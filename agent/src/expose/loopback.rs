@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::format::Format;
 use super::{
     Exposed, HttpStats, Limits, Parts, ProbeVerdict, Readiness, Scrape, bind, runtime, serve,
 };
@@ -26,11 +27,12 @@ pub(super) fn quick() -> Limits {
     }
 }
 
+/// Says the same in every format.
 struct Scraped<F>(F);
 
 impl<F: Fn() -> String + Send + Sync> Scrape for Scraped<F> {
-    fn scrape(&self) -> Parts {
-        Box::new(std::iter::once((self.0)()))
+    fn scrape(&self, _: Format) -> Parts {
+        Box::new(std::iter::once((self.0)().into_bytes()))
     }
 }
 
@@ -74,11 +76,16 @@ impl Server {
         scrape: impl Fn() -> String + Send + Sync + 'static,
         limits: Limits,
     ) -> Self {
+        Self::serve(path, Arc::new(Scraped(scrape)), limits)
+    }
+
+    /// Serves metrics that may differ by format.
+    pub(super) fn serve(path: &str, scrape: Arc<dyn Scrape>, limits: Limits) -> Self {
         let stats = Arc::new(HttpStats::default());
         let ready = Arc::new(Mutex::new(Err("no probe is attached".to_owned())));
         let probes = Arc::default();
         let exposed = Exposed {
-            scrape: Arc::new(Scraped(scrape)),
+            scrape,
             readiness: Arc::new(Probes {
                 ready: Arc::clone(&ready),
                 probes: Arc::clone(&probes),

@@ -2,33 +2,30 @@
 
 use std::{
     borrow::Cow,
-    fmt,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
-use probes::{BUCKETS, BUCKETS_PER_OCTAVE, Metric, MetricKind, bucket_edge_seconds};
-use prometheus_client::{
-    collector::Collector as Encode,
-    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text},
-    metrics::MetricType,
-    registry::{Registry, Unit},
-};
+use probes::{Metric, MetricKind};
 
 use super::{
     HttpStats, Parts, Scrape,
+    format::Format,
+    model::{self, Family, Kind, Sample, seconds},
+    protobuf,
     self_metrics::{Reading, SELF_METRICS},
+    text::{self, Dialect},
 };
 use crate::{
-    collect::{Collector, Labels, Occasion, Totals, Value, lock},
+    collect::{Collector, Labels, Occasion, Shown, Value, lock},
     enrich::names::Owner,
 };
 
 /// The process and device of what found no room.
 const OTHER: &str = "other";
 
-/// Values that are encoded together. An exposition of many megabytes is never in memory as a whole.
+/// Values that are encoded together as text. An exposition of many megabytes is never in memory as a whole.
 const PART: usize = 8;
 
 /// What the metrics are made of.
@@ -46,61 +43,115 @@ pub(crate) struct Source {
 #[derive(Debug)]
 pub(crate) struct Shape {
     pub(crate) buckets_per_octave: u8,
+    /// Whether classic histograms stand beside native ones, too.
+    pub(crate) classic_histograms: bool,
+    /// Whether counters and histograms say since when they count.
+    pub(crate) created: bool,
     /// Names of the labels that show those of pods.
     pub(crate) pod_labels: Vec<String>,
 }
 
 /// Answers a scrape: collects, copies the values, and encodes them as they are read.
 #[derive(Debug)]
-pub(crate) struct Metrics {
-    source: Arc<Source>,
-    /// What the agent tells about itself.
-    own: Registry,
-}
-
-impl Metrics {
-    pub(crate) fn new(source: Source) -> Self {
-        let source = Arc::new(source);
-        let mut own = Registry::default();
-        own.register_collector(Box::new(Arc::clone(&source)));
-        Self { source, own }
-    }
-}
+pub(crate) struct Metrics(pub(crate) Source);
 
 impl Scrape for Metrics {
-    fn scrape(&self) -> Parts {
-        let parts = self.source.parts();
-        let parts = parts.into_iter().map(|part| {
-            let mut registry = Registry::default();
-            registry.register_collector(Box::new(part));
-            encoded(&registry)
+    fn scrape(&self, format: Format) -> Parts {
+        let parts = self.0.parts();
+        let shape = Arc::clone(&self.0.shape);
+        let dialect = match format {
+            Format::Protobuf => return Box::new(self.messages(parts).into_iter()),
+            Format::OpenMetrics => Dialect::OpenMetrics,
+            Format::Prometheus => Dialect::Prometheus,
+        };
+        let encoder = text::Encoder::new(dialect, shape.buckets_per_octave);
+        let own = self.own_text(&encoder, dialect).into_bytes();
+        let mut size = 0;
+        let parts = parts.into_iter().map(move |part| {
+            // The next is most likely as large as this one.
+            let mut text = String::with_capacity(size);
+            part.write(&mut text, &encoder, &shape);
+            size = text.len();
+            text.into_bytes()
         });
-        let own = encoded(&self.own) + "# EOF\n";
         Box::new(parts.chain(std::iter::once(own)))
     }
 }
 
-fn encoded(registry: &Registry) -> String {
-    let mut text = String::new();
-    // Writing to a string fails only if a label or a help text does, and those are ours.
-    if let Err(error) = text::encode_registry(&mut text, registry) {
-        tracing::error!(%error, "metrics could not be encoded");
+impl Metrics {
+    /// All families in protobuf. A family's length stands before it, so each is there as a whole before it goes out;
+    /// it takes less than the copies of its values, which go as it is made.
+    fn messages(&self, parts: Vec<Part>) -> Vec<Vec<u8>> {
+        let shape = &self.0.shape;
+        let encoder = protobuf::Encoder {
+            classic_buckets_per_octave: shape
+                .classic_histograms
+                .then_some(shape.buckets_per_octave),
+        };
+        let mut pieces = Vec::new();
+        let mut last: Option<protobuf::Encoded> = None;
+        for part in parts {
+            if part.is_first {
+                pieces.extend(last.take().into_iter().flat_map(protobuf::Encoded::finish));
+            }
+            let message = last.get_or_insert_with(|| encoder.family(part.family()));
+            for copied in &part.samples {
+                message.add(&copied.sample(shape));
+            }
+        }
+        pieces.extend(last.into_iter().flat_map(protobuf::Encoded::finish));
+        self.0.own(|family, samples| {
+            let mut message = encoder.family(family);
+            for sample in samples {
+                message.add(sample);
+            }
+            pieces.extend(message.finish());
+        });
+        pieces
     }
-    text
-}
 
-/// The metrics about the agent itself.
-impl Encode for Source {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let collector = lock(&self.collector);
-        let reading = Reading::new(&collector, &self.http, &self.procfs, self.run_stats);
-        SELF_METRICS
-            .iter()
-            .try_for_each(|metric| metric.encode(&reading, &mut encoder))
+    /// The metrics about the agent itself, which come last.
+    fn own_text(&self, encoder: &text::Encoder, dialect: Dialect) -> String {
+        let mut text = String::new();
+        self.0.own(|family, samples| {
+            encoder.metadata(&mut text, &family);
+            for sample in samples {
+                encoder.sample(&mut text, &family, sample);
+            }
+        });
+        if dialect == Dialect::OpenMetrics {
+            text.push_str(text::END);
+        }
+        text
     }
 }
 
 impl Source {
+    /// Hands the metrics about the agent itself over, each that has a value now.
+    fn own(&self, mut each: impl FnMut(Family, &[Sample])) {
+        let collector = lock(&self.collector);
+        let reading = Reading::new(&collector, &self.http, &self.procfs, self.run_stats);
+        for metric in SELF_METRICS {
+            let values = metric.values(&reading);
+            let samples: Vec<Sample> = values
+                .iter()
+                .map(|(labels, value)| Sample {
+                    labels: metric
+                        .labels
+                        .iter()
+                        .copied()
+                        .zip(labels.iter().map(String::as_str))
+                        .collect(),
+                    value: *value,
+                    created: self.shape.created.then(|| collector.started()),
+                })
+                .collect();
+            if !samples.is_empty() {
+                each(metric.family(), &samples);
+            }
+        }
+    }
+
     /// Collects, and copies the values of all workloads.
     fn parts(&self) -> Vec<Part> {
         let mut collector = lock(&self.collector);
@@ -127,26 +178,32 @@ impl Source {
                     .other
                     .iter()
                     .filter(|(sample, value)| sample.metric == number && !value.is_zero())
-                    .map(|(sample, value)| (&other, sample.labels.clone(), Cow::Borrowed(value)));
+                    .map(|(sample, value)| Shown {
+                        labels: &other,
+                        own: sample.labels.clone(),
+                        value: Cow::Borrowed(value),
+                        begun: collector.started(),
+                    });
                 let mut part = Part {
                     metric,
+                    is_first: true,
                     samples: Vec::new(),
-                    shape: Arc::clone(&self.shape),
                 };
-                for (labels, own, value) in shown.into_iter().chain(others) {
+                for shown in shown.into_iter().chain(others) {
                     if part.samples.len() == PART {
                         let next = Part {
+                            metric,
+                            is_first: false,
                             samples: Vec::with_capacity(PART),
-                            shape: Arc::clone(&self.shape),
-                            ..part
                         };
                         parts.push(std::mem::replace(&mut part, next));
                     }
-                    let own = own.into_iter();
+                    let own = shown.own.into_iter();
                     part.samples.push(Copied {
-                        labels: labels.clone(),
+                        labels: shown.labels.clone(),
                         own: own.map(|(name, value)| (name, value.to_owned())).collect(),
-                        value: value.into_owned(),
+                        value: shown.value.into_owned(),
+                        begun: shown.begun,
                     });
                 }
                 parts.push(part);
@@ -162,61 +219,62 @@ struct Copied {
     labels: Labels,
     own: Vec<(&'static str, String)>,
     value: Value,
+    begun: SystemTime,
+}
+
+impl Copied {
+    fn sample<'a>(&'a self, shape: &'a Shape) -> Sample<'a> {
+        let mut labels = workload_labels(&self.labels.owner, &shape.pod_labels);
+        let of_labels = |name, value: &'a Option<String>| Some((name, value.as_deref()?));
+        labels.extend(of_labels("process", &self.labels.process));
+        labels.extend(of_labels("device", &self.labels.device));
+        let own = self.own.iter();
+        labels.extend(own.map(|(name, value)| (*name, value.as_str())));
+        let value = match &self.value {
+            Value::Counter(value) | Value::Gauge(value) => model::Value::Whole(*value),
+            Value::CounterNs(ns) => model::Value::Real(seconds(*ns)),
+            Value::Histogram(totals) => model::Value::Histogram(model::Histogram {
+                sum_seconds: seconds(totals.sum_ns),
+                buckets: &totals.buckets,
+            }),
+        };
+        Sample {
+            labels,
+            value,
+            created: shape.created.then_some(self.begun),
+        }
+    }
 }
 
 /// Some of the values of a metric.
 #[derive(Debug)]
 struct Part {
     metric: &'static Metric,
+    /// Whether the metric begins with it.
+    is_first: bool,
     samples: Vec<Copied>,
-    shape: Arc<Shape>,
 }
 
-impl Encode for Part {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let kind = match self.metric.kind {
-            MetricKind::Histogram => MetricType::Histogram,
-            MetricKind::Counter | MetricKind::CounterSeconds => MetricType::Counter,
-            MetricKind::Gauge => MetricType::Gauge,
-        };
-        let family = Family::new(self.metric.name);
-        let mut encoder = family.describe(&mut encoder, self.metric.help, kind)?;
-        for Copied { labels, own, value } in &self.samples {
-            let own: Vec<_> = own
-                .iter()
-                .map(|(name, value)| (*name, value.as_str()))
-                .collect();
-            self.shape.encode(&mut encoder, labels, &own, value)?;
+impl Part {
+    fn family(&self) -> Family {
+        Family {
+            name: self.metric.name,
+            help: self.metric.help,
+            kind: match self.metric.kind {
+                MetricKind::Histogram => Kind::Histogram,
+                MetricKind::Counter | MetricKind::CounterSeconds => Kind::Counter,
+                MetricKind::Gauge => Kind::Gauge,
+            },
         }
-        Ok(())
     }
-}
 
-impl Shape {
-    fn encode(
-        &self,
-        encoder: &mut MetricEncoder,
-        labels: &Labels,
-        own: &[(&'static str, &str)],
-        value: &Value,
-    ) -> fmt::Result {
-        let mut set = workload_labels(&labels.owner, &self.pod_labels);
-        set.extend(labels.process.as_deref().map(|name| ("process", name)));
-        set.extend(labels.device.as_deref().map(|device| ("device", device)));
-        set.extend(own);
-        let mut encoder = encoder.encode_family(&set)?;
-        match value {
-            Value::Counter(count) => encoder.encode_counter::<NoLabelSet, _, f64>(count, None),
-            Value::CounterNs(ns) => {
-                encoder.encode_counter::<NoLabelSet, _, f64>(&seconds(*ns), None)
-            }
-            Value::Gauge(value) => encoder.encode_gauge(value),
-            Value::Histogram(totals) => encoder.encode_histogram::<NoLabelSet>(
-                seconds(totals.sum_ns),
-                totals.count(),
-                &classic_buckets(totals, self.buckets_per_octave),
-                None,
-            ),
+    fn write(&self, text: &mut String, encoder: &text::Encoder, shape: &Shape) {
+        let family = self.family();
+        if self.is_first {
+            encoder.metadata(text, &family);
+        }
+        for copied in &self.samples {
+            encoder.sample(text, &family, &copied.sample(shape));
         }
     }
 }
@@ -237,126 +295,55 @@ fn workload_labels<'a>(owner: &'a Owner, pod_labels: &'a [String]) -> Vec<(&'a s
     labels
 }
 
-/// A metric's name as `OpenMetrics` takes it apart: the unit apart, `_total` left to the encoder.
-pub(super) struct Family {
-    name: &'static str,
-    unit: Option<Unit>,
-}
-
-impl Family {
-    pub(super) fn new(full: &'static str) -> Self {
-        let name = full.strip_suffix("_total").unwrap_or(full);
-        for (suffix, unit) in [("_seconds", Unit::Seconds), ("_bytes", Unit::Bytes)] {
-            if let Some(name) = name.strip_suffix(suffix) {
-                return Self {
-                    name,
-                    unit: Some(unit),
-                };
-            }
-        }
-        Self { name, unit: None }
-    }
-
-    pub(super) fn describe<'s>(
-        &'s self,
-        encoder: &'s mut DescriptorEncoder,
-        help: &str,
-        kind: MetricType,
-    ) -> Result<MetricEncoder<'s>, fmt::Error> {
-        encoder.encode_descriptor(self.name, &format!("{help}."), self.unit.as_ref(), kind)
-    }
-}
-
-#[allow(clippy::cast_precision_loss)] // exact up to 104 days, and to a ns in 10^16 beyond
-pub(super) fn seconds(ns: u64) -> f64 {
-    ns as f64 / 1e9
-}
-
-/// The histogram with fewer edges: every 4th at one bucket an octave, and the last above all.
-fn classic_buckets(totals: &Totals, per_octave: u8) -> Vec<(f64, u64)> {
-    let step = BUCKETS_PER_OCTAVE / usize::from(per_octave).clamp(1, BUCKETS_PER_OCTAVE);
-    let mut buckets = Vec::with_capacity(BUCKETS / step + 2);
-    let mut count = 0;
-    for (bucket, events) in totals.buckets.iter().enumerate() {
-        count += events;
-        if bucket % step == 0 || bucket == BUCKETS - 1 {
-            buckets.push((bucket_edge_seconds(bucket), count));
-            count = 0;
-        }
-    }
-    buckets
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn totals() -> Totals {
-        let mut totals = Totals::default();
-        for (bucket, events) in totals.buckets.iter_mut().enumerate() {
-            *events = bucket as u64 + 1;
-        }
-        totals
-    }
-
-    #[test]
-    fn fewer_buckets_lose_no_event() {
-        let all = totals().count();
-        for (per_octave, edges) in [(1, 24), (2, 46), (4, 90)] {
-            let buckets = classic_buckets(&totals(), per_octave);
-            assert_eq!(buckets.len(), edges);
-            assert_eq!(buckets.iter().map(|(_, events)| events).sum::<u64>(), all);
-            assert_eq!(buckets[0], (2f64.powi(-18), 1));
-            assert_eq!(buckets[edges - 2].0.to_bits(), 16f64.to_bits());
-            assert_eq!(buckets[edges - 1], (f64::INFINITY, 90));
-        }
-    }
-
-    /// One of each kind, of a process.
-    #[derive(Debug)]
-    struct Kinds(Shape);
-
-    impl Encode for Kinds {
-        fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-            let labels = Labels {
-                owner: Arc::new(Owner {
-                    namespace: "shop".to_owned(),
-                    pod: "web-0".to_owned(),
-                    container: "app".to_owned(),
-                    cgroup: "/a".to_owned(),
-                    workload: Some(["StatefulSet".to_owned(), "web".to_owned()]),
-                    pod_labels: vec!["x\ny".to_owned()],
-                }),
-                process: Some("a \"b\"".to_owned()),
-                device: Some("0".to_owned()),
-            };
-            for (name, kind, value) in [
-                ("n_total", MetricType::Counter, Value::Counter(u64::MAX)),
-                (
-                    "t_seconds_total",
-                    MetricType::Counter,
-                    Value::CounterNs(1_500_000_001),
-                ),
-                ("g_bytes", MetricType::Gauge, Value::Gauge(1 << 40)),
-            ] {
-                let family = Family::new(name);
-                let mut encoder = family.describe(&mut encoder, "Help", kind)?;
-                self.0
-                    .encode(&mut encoder, &labels, &[("own", "x")], &value)?;
-            }
-            Ok(())
-        }
-    }
-
     #[test]
     fn values_have_their_kind_and_all_labels() {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Kinds(Shape {
+        let shape = Shape {
             buckets_per_octave: 1,
+            classic_histograms: true,
+            created: false,
             pod_labels: vec!["label_team".to_owned()],
-        })));
+        };
+        let labels = Labels {
+            owner: Arc::new(Owner {
+                namespace: "shop".to_owned(),
+                pod: "web-0".to_owned(),
+                container: "app".to_owned(),
+                cgroup: "/a".to_owned(),
+                workload: Some(["StatefulSet".to_owned(), "web".to_owned()]),
+                pod_labels: vec!["x\ny".to_owned()],
+            }),
+            process: Some("a \"b\"".to_owned()),
+            device: Some("0".to_owned()),
+        };
+        let encoder = text::Encoder::new(Dialect::OpenMetrics, 1);
         let mut text = String::new();
-        text::encode(&mut text, &registry).unwrap();
+        for (name, kind, value) in [
+            ("n_total", Kind::Counter, Value::Counter(u64::MAX)),
+            (
+                "t_seconds_total",
+                Kind::Counter,
+                Value::CounterNs(1_500_000_001),
+            ),
+            ("g_bytes", Kind::Gauge, Value::Gauge(1 << 40)),
+        ] {
+            let family = Family {
+                name,
+                help: "Help",
+                kind,
+            };
+            encoder.metadata(&mut text, &family);
+            let copied = Copied {
+                labels: labels.clone(),
+                own: vec![("own", "x".to_owned())],
+                value,
+                begun: SystemTime::now(),
+            };
+            encoder.sample(&mut text, &family, &copied.sample(&shape));
+        }
         let labels = r#"{namespace="shop",pod="web-0",container="app",cgroup="/a",workload_kind="StatefulSet",workload="web",label_team="x\ny",process="a \"b\"",device="0",own="x"}"#;
         assert_eq!(
             text,
@@ -365,18 +352,8 @@ mod tests {
                  # HELP t_seconds Help.\n# TYPE t_seconds counter\n# UNIT t_seconds seconds\n\
                  t_seconds_total{labels} 1.500000001\n\
                  # HELP g_bytes Help.\n# TYPE g_bytes gauge\n# UNIT g_bytes bytes\n\
-                 g_bytes{labels} 1099511627776\n# EOF\n"
+                 g_bytes{labels} 1099511627776\n"
             )
         );
-    }
-
-    #[test]
-    fn names_part_into_family_and_unit() {
-        let family = Family::new("sentry_disk_bytes_total");
-        assert_eq!(family.name, "sentry_disk");
-        assert!(matches!(family.unit, Some(Unit::Bytes)));
-        let family = Family::new("sentry_tcp_connect_failures_total");
-        assert_eq!(family.name, "sentry_tcp_connect_failures");
-        assert!(family.unit.is_none());
     }
 }

@@ -8,8 +8,11 @@ pub(crate) mod http;
 #[cfg(test)]
 mod loopback;
 pub(crate) mod metrics;
+mod model;
+mod protobuf;
 pub(crate) mod self_metrics;
 pub(crate) mod server;
+mod text;
 pub(crate) mod verdicts;
 
 use std::fmt;
@@ -20,15 +23,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) use bind::bind;
 pub(crate) use server::{Limits, runtime, serve};
 
-/// An exposition in `OpenMetrics` text, part after part, `# EOF` at the end of the last. A part begins with a family's
-/// metadata, also when it goes on with the family that the one before ended with.
-pub(crate) type Parts = Box<dyn Iterator<Item = String> + Send>;
+use format::Format;
+
+/// An exposition in one of the formats, part after part.
+pub(crate) type Parts = Box<dyn Iterator<Item = Vec<u8>> + Send>;
 
 /// Where the metrics come from.
 pub(crate) trait Scrape: Send + Sync {
     /// The complete exposition, as it is at this moment. May take milliseconds: it runs beside the server, in at most two
     /// threads at a time. Each part is made by the server's own thread, so none may take a millisecond.
-    fn scrape(&self) -> Parts;
+    fn scrape(&self, format: Format) -> Parts;
 }
 
 /// Where the state of the probes comes from. Both methods run on the server's own thread, so they must not block.

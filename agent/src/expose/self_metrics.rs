@@ -1,16 +1,12 @@
 //! What the agent tells about itself: one list, from which `/metrics` and its documentation derive.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use probes::{OwnCounter, RunStats, gpu::Gpu};
-use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
-    metrics::MetricType,
-};
 
 use super::{
     HttpStats,
-    metrics::{Family, seconds},
+    model::{Family, Kind, Value, seconds},
 };
 use crate::{
     collect::Collector,
@@ -28,24 +24,15 @@ pub(crate) struct SelfMetric {
     pub(crate) help: &'static str,
     pub(crate) kind: Kind,
     pub(crate) labels: &'static [&'static str],
+    /// Where the number comes from.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the documentation"))]
+    pub(crate) source: &'static str,
     /// No values hide the metric.
     read: fn(&Reading) -> Values,
 }
 
-/// How a metric about the agent counts.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Counter,
-    Gauge,
-}
-
 /// Values with those of the labels.
-type Values = Vec<(Vec<String>, Number)>;
-
-enum Number {
-    Whole(u64),
-    Real(f64),
-}
+type Values = Vec<(Vec<String>, Value<'static>)>;
 
 /// All that is read for one scrape.
 pub(crate) struct Reading<'a> {
@@ -87,7 +74,7 @@ impl<'a> Reading<'a> {
             .filter(|(_, probe)| probe.installed.status.verdict.is_up())
             .filter_map(|(index, probe)| {
                 let name = probe.installed.probe.name.to_owned();
-                Some((vec![name], Number::Whole(value(index)?)))
+                Some((vec![name], Value::Whole(value(index)?)))
             })
             .collect()
     }
@@ -105,7 +92,7 @@ impl<'a> Reading<'a> {
             .sum()
     }
 
-    fn by_program(&self, value: impl Fn(&RunStats) -> Number) -> Values {
+    fn by_program(&self, value: impl Fn(&RunStats) -> Value<'static>) -> Values {
         self.run_stats
             .iter()
             .filter(|_| self.run_stats_on)
@@ -114,13 +101,13 @@ impl<'a> Reading<'a> {
     }
 
     /// A value of the watch of pods, where there is one.
-    fn watch(&self, value: impl Fn(&WatchStats) -> Option<Number>) -> Values {
+    fn watch(&self, value: impl Fn(&WatchStats) -> Option<Value<'static>>) -> Values {
         let watch = self.collector.names().watch();
         let value = watch.and_then(|watch| value(&watch.stats()));
         value.into_iter().map(|value| (Vec::new(), value)).collect()
     }
 
-    fn usage(&self, value: impl Fn(&Usage) -> Number) -> Values {
+    fn usage(&self, value: impl Fn(&Usage) -> Value<'static>) -> Values {
         self.usage
             .iter()
             .map(|usage| (Vec::new(), value(usage)))
@@ -130,7 +117,7 @@ impl<'a> Reading<'a> {
 
 /// A value without labels.
 fn one(count: u64) -> Values {
-    vec![(Vec::new(), Number::Whole(count))]
+    vec![(Vec::new(), Value::Whole(count))]
 }
 
 const PROBE: &[&str] = &["probe"];
@@ -141,6 +128,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_probe_up",
         help: "Whether a probe is attached",
+        source: "the agent: what became of attaching the programs",
         kind: Kind::Gauge,
         labels: &["probe", "hook", "verdict", "reason"],
         read: |reading| {
@@ -150,7 +138,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
                 .map(|status| {
                     let verdict = status.verdict.name();
                     let labels = [status.probe, status.hook, verdict, status.reason.code()];
-                    let up = Number::Whole(u64::from(status.verdict.is_up()));
+                    let up = Value::Whole(u64::from(status.verdict.is_up()));
                     (labels.map(str::to_owned).to_vec(), up)
                 })
                 .collect()
@@ -159,6 +147,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_series",
         help: "Series in use: histograms and counters of live workloads; for gpu, processes",
+        source: "the agent: cells of live entries of the map series_index; gpu: entries of gpu_processes",
         kind: Kind::Gauge,
         labels: PROBE,
         read: |reading| reading.by_probe(|index| Some(reading.collector.series_in_use(index))),
@@ -166,6 +155,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_series_limit",
         help: "Most histograms that tcp and disk together have for series, a few of their own included: --series.max; there are as many counters beside them; for gpu, processes",
+        source: "size of the map histograms; gpu: of its table of processes",
         kind: Kind::Gauge,
         labels: PROBE,
         read: |reading| reading.by_probe(|index| Some(reading.collector.series_limit(index))),
@@ -173,6 +163,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_series_overflow_total",
         help: "Events counted under cgroup=\"other\" because no cell, or for gpu no place for their process, was free",
+        source: "a counter of the probe's programs, in the map counters; gpu: calls in its entry for processes without a place",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::SeriesOverflow),
@@ -180,6 +171,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_series_evicted_total",
         help: "Series of workloads that are gone, dropped before their retention for want of room",
+        source: "the agent",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.collector.evicted()),
@@ -187,6 +179,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_events_lost_total",
         help: "Events that no program saw, for it was running on their CPU already, or that found their ring full",
+        source: "bpf_prog.stats.misses of the probe's programs (recursion_misses in their fdinfo); cgroup: also bpf_ringbuf_reserve that found cgroup_events full",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| {
@@ -196,13 +189,14 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
                 Some(reading.missed(probe.name))
             });
             let cgroup = reading.collector.cgroup_events_lost() + reading.missed("cgroup");
-            lost.push((vec!["cgroup".to_owned()], Number::Whole(cgroup)));
+            lost.push((vec!["cgroup".to_owned()], Value::Whole(cgroup)));
             lost
         },
     },
     SelfMetric {
         name: "sentry_connections_untracked_total",
         help: "Connects whose start found no room and whose duration is unknown",
+        source: "a counter of the programs: the start of a connect found the table full",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::ConnectionsUntracked),
@@ -210,6 +204,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_disk_io_untimed_total",
         help: "Durations missing because a request carried no time stamp",
+        source: "a counter of the programs: request.part and start_time_ns were not set",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::Untimed),
@@ -217,6 +212,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_disk_io_untracked_total",
         help: "Requests without time stamps whose issue found no room",
+        source: "a counter of the programs: block_rq_issue found the table of requests full",
         kind: Kind::Counter,
         labels: PROBE,
         read: |reading| reading.own(OwnCounter::IosUntracked),
@@ -224,6 +220,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_gpu_calls_untracked_total",
         help: "CUDA calls that found no place for their thread, stream, event or memory",
+        source: "a counter of the programs, in each entry of the table of processes",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| {
@@ -234,40 +231,45 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_gpu_attach_errors_total",
         help: "Files with CUDA functions that could not be attached to",
+        source: "the agent: perf_event_open and BPF_LINK_CREATE for uprobes, and what files are like",
         kind: Kind::Counter,
         labels: &["reason"],
         read: |reading| {
             let errors = reading.collector.gpu().map(Gpu::attach_errors);
             let errors = errors.unwrap_or_default().into_iter();
             errors
-                .map(|(reason, count)| (vec![reason.to_owned()], Number::Whole(count)))
+                .map(|(reason, count)| (vec![reason.to_owned()], Value::Whole(count)))
                 .collect()
         },
     },
     SelfMetric {
         name: "sentry_kubernetes_watch_up",
         help: "Whether the pods of this node are known as they are now",
+        source: "the agent: its watch of pods",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.watch(|status| Some(Number::Whole(u64::from(status.up)))),
+        read: |reading| reading.watch(|status| Some(Value::Whole(u64::from(status.up)))),
     },
     SelfMetric {
         name: "sentry_kubernetes_last_sync_timestamp_seconds",
         help: "When the API server was last heard of, in seconds since 1970",
+        source: "the agent: the last list, event or bookmark from the API server",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.watch(|status| status.last_sync.map(Number::Whole)),
+        read: |reading| reading.watch(|status| status.last_sync.map(Value::Whole)),
     },
     SelfMetric {
         name: "sentry_kubernetes_pods",
         help: "Pods of this node that are known",
+        source: "the agent: its watch of pods",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.watch(|status| Some(Number::Whole(status.pods as u64))),
+        read: |reading| reading.watch(|status| Some(Value::Whole(status.pods as u64))),
     },
     SelfMetric {
         name: "sentry_kubernetes_watch_errors_total",
         help: "Failed attempts to list or watch pods",
+        source: "the agent: answers of the API server",
         kind: Kind::Counter,
         labels: &["reason"],
         read: |reading| {
@@ -276,38 +278,42 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
             let reasons = Reason::ALL.iter().map(|reason| reason.code());
             reasons
                 .zip(errors.into_iter().flatten())
-                .map(|(reason, count)| (vec![reason.to_owned()], Number::Whole(count)))
+                .map(|(reason, count)| (vec![reason.to_owned()], Value::Whole(count)))
                 .collect()
         },
     },
     SelfMetric {
         name: "sentry_bpf_map_memory_bytes",
         help: "Kernel memory of a BPF map",
+        source: "memlock in the fdinfo of the map's descriptor",
         kind: Kind::Gauge,
         labels: &["map"],
         read: |reading| {
             let maps = reading.collector.map_memory_bytes().into_iter();
-            maps.map(|(map, bytes)| (vec![map], Number::Whole(bytes)))
+            maps.map(|(map, bytes)| (vec![map], Value::Whole(bytes)))
                 .collect()
         },
     },
     SelfMetric {
         name: "sentry_bpf_program_runs_total",
         help: "Runs of a BPF program while the kernel's statistics were on; see --bpf.stats",
+        source: "bpf_prog.stats.cnt (run_cnt in the program's fdinfo)",
         kind: Kind::Counter,
         labels: PROGRAM,
-        read: |reading| reading.by_program(|stats| Number::Whole(stats.runs)),
+        read: |reading| reading.by_program(|stats| Value::Whole(stats.runs)),
     },
     SelfMetric {
         name: "sentry_bpf_program_run_seconds_total",
         help: "Time spent in a BPF program while the kernel's statistics were on",
+        source: "bpf_prog.stats.nsecs (run_time_ns in the program's fdinfo)",
         kind: Kind::Counter,
         labels: PROGRAM,
-        read: |reading| reading.by_program(|stats| Number::Real(seconds(stats.run_time_ns))),
+        read: |reading| reading.by_program(|stats| Value::Real(seconds(stats.run_time_ns))),
     },
     SelfMetric {
         name: "sentry_http_connections_refused_total",
         help: "Connections closed at once because too many were open",
+        source: "the agent's server",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.connections_refused_total()),
@@ -315,6 +321,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_http_scrapes_refused_total",
         help: "Scrapes refused because too many were under way",
+        source: "the agent's server",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.scrapes_refused_total()),
@@ -322,6 +329,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_http_timeouts_total",
         help: "Connections cut off because the client was too slow",
+        source: "the agent's server",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.timeouts_total()),
@@ -329,6 +337,7 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_http_accept_errors_total",
         help: "Connections that the kernel failed to hand over",
+        source: "the agent's server: accept4",
         kind: Kind::Counter,
         labels: &[],
         read: |reading| one(reading.http.accept_errors_total()),
@@ -336,101 +345,77 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
     SelfMetric {
         name: "sentry_build_info",
         help: "The agent's version",
+        source: "the build",
         kind: Kind::Gauge,
         labels: &["version"],
         read: |_| {
             let version = env!("CARGO_PKG_VERSION").to_owned();
-            vec![(vec![version], Number::Whole(1))]
+            vec![(vec![version], Value::Whole(1))]
         },
     },
     // The metrics that Prometheus' client libraries have for every process.
     SelfMetric {
         name: "process_cpu_seconds_total",
         help: "User and system CPU time",
+        source: "/proc/self/stat: utime, stime",
         kind: Kind::Counter,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Real(usage.cpu_seconds)),
+        read: |reading| reading.usage(|usage| Value::Real(usage.cpu_seconds)),
     },
     SelfMetric {
         name: "process_resident_memory_bytes",
         help: "Resident memory",
+        source: "/proc/self/stat: rss",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Whole(usage.resident_bytes)),
+        read: |reading| reading.usage(|usage| Value::Whole(usage.resident_bytes)),
     },
     SelfMetric {
         name: "process_virtual_memory_bytes",
         help: "Virtual memory",
+        source: "/proc/self/stat: vsize",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Whole(usage.virtual_bytes)),
+        read: |reading| reading.usage(|usage| Value::Whole(usage.virtual_bytes)),
     },
     SelfMetric {
         name: "process_open_fds",
         help: "Open file descriptors",
+        source: "/proc/self/fd",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Whole(usage.open_fds)),
+        read: |reading| reading.usage(|usage| Value::Whole(usage.open_fds)),
     },
     SelfMetric {
         name: "process_max_fds",
         help: "Most file descriptors that may be open",
+        source: "/proc/self/limits: Max open files",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Whole(usage.max_fds)),
+        read: |reading| reading.usage(|usage| Value::Whole(usage.max_fds)),
     },
     SelfMetric {
         name: "process_start_time_seconds",
         help: "When the process started, in seconds since 1970",
+        source: "/proc/self/stat: starttime; /proc/stat: btime",
         kind: Kind::Gauge,
         labels: &[],
-        read: |reading| reading.usage(|usage| Number::Real(usage.start_time_seconds)),
+        read: |reading| reading.usage(|usage| Value::Real(usage.start_time_seconds)),
     },
 ];
 
 impl SelfMetric {
-    /// Writes the metric, unless it has no value now.
-    pub(crate) fn encode(&self, reading: &Reading, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let values = (self.read)(reading);
-        if values.is_empty() {
-            return Ok(());
-        }
-        let kind = match self.kind {
-            Kind::Counter => MetricType::Counter,
-            Kind::Gauge => MetricType::Gauge,
-        };
-        let family = Family::new(self.name);
-        let mut encoder = family.describe(encoder, self.help, kind)?;
-        for (labels, number) in values {
-            let labels: Vec<(&str, String)> = self.labels.iter().copied().zip(labels).collect();
-            if labels.is_empty() {
-                // An empty set would be written as `{}`.
-                self.encode_number(&mut encoder, &number)?;
-            } else {
-                self.encode_number(&mut with_labels(&mut encoder, &labels)?, &number)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn encode_number(&self, encoder: &mut MetricEncoder, number: &Number) -> fmt::Result {
-        match (self.kind, number) {
-            (Kind::Counter, Number::Whole(n)) => {
-                encoder.encode_counter::<NoLabelSet, _, f64>(n, None)
-            }
-            (Kind::Counter, Number::Real(x)) => {
-                encoder.encode_counter::<NoLabelSet, _, f64>(x, None)
-            }
-            (Kind::Gauge, Number::Whole(n)) => encoder.encode_gauge(n),
-            (Kind::Gauge, Number::Real(x)) => encoder.encode_gauge(x),
+    /// What all formats say of it.
+    pub(crate) fn family(&self) -> Family {
+        Family {
+            name: self.name,
+            help: self.help,
+            kind: self.kind,
         }
     }
-}
 
-/// Ties the encoder's lifetime to that of the labels, which its own signature leaves open.
-fn with_labels<'s, S: EncodeLabelSet>(
-    encoder: &'s mut MetricEncoder,
-    labels: &'s S,
-) -> Result<MetricEncoder<'s>, fmt::Error> {
-    encoder.encode_family(labels)
+    /// Its values now, each with those of its labels.
+    pub(crate) fn values(&self, reading: &Reading) -> Values {
+        (self.read)(reading)
+    }
 }

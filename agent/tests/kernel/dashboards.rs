@@ -18,6 +18,9 @@ use std::process::{Child, Command, Stdio};
 /// How often all loads run; more than one, since a rate takes an increase that Prometheus has seen.
 const ROUNDS: u64 = 5;
 
+/// With it Prometheus asks for protobuf, and so for native histograms.
+const NATIVE: &str = "--enable-feature=exemplar-storage,native-histograms";
+
 /// What stands for Grafana's own choice of a window.
 const WINDOW: &str = "5m";
 
@@ -357,9 +360,10 @@ impl Watched<'_> {
 
 /// Each Prometheus that there is, with the rules and all agents.
 fn servers(test: &str, agents: &[Watched], folder: &Folder) -> Vec<(Prometheus, Folder)> {
-    let mut programs = vec![PathBuf::from("prometheus")];
+    let mut programs = vec![(PathBuf::from("prometheus"), "")];
     match prometheus_3() {
-        Some(program) => programs.push(program),
+        // As it comes, and as Compose has it.
+        Some(program) => programs.extend([(program.clone(), ""), (program, NATIVE)]),
         None => skipped(
             test,
             "SENTRY_PROMETHEUS_3 names no folder; with Debian's own alone",
@@ -373,12 +377,18 @@ fn servers(test: &str, agents: &[Watched], folder: &Folder) -> Vec<(Prometheus, 
         "honor_labels: true\nfile_sd_configs: [{{files: ['{}']}}]",
         targets.display()
     );
-    let scrape: &str = scrape.leak();
-    let start = |program| {
+    let start = |(program, feature): (PathBuf, &'static str)| {
         let folder = Folder::new();
+        let mut scrape = scrape.clone();
+        let mut flags = Vec::new();
+        if !feature.is_empty() {
+            flags.push(feature);
+            scrape.push_str("\nalways_scrape_classic_histograms: true");
+        }
         let setup = Setup {
             program,
-            scrape,
+            flags,
+            scrape: scrape.leak(),
             rules: Some(deployed("prometheus/rules")),
             ..Setup::default()
         };

@@ -138,14 +138,15 @@ impl Exposition {
             }
             let sample = parse_sample(line);
             let suffixes: &[&str] = match (parsed.types[&family].as_str(), format) {
-                ("histogram", _) => &["_bucket", "_sum", "_count"],
-                ("counter", Format::OpenMetrics) => &["_total"],
+                ("histogram", Format::Text) => &["_bucket", "_sum", "_count"],
+                ("histogram", Format::OpenMetrics) => &["_bucket", "_sum", "_count", "_created"],
+                ("counter", Format::OpenMetrics) => &["_total", "_created"],
                 _ => &[""],
             };
             let suffix = sample.name.strip_prefix(family.as_str());
             let suffix = suffix.filter(|suffix| suffixes.contains(suffix));
             let suffix = suffix.unwrap_or_else(|| panic!("not of the family {family}: {line}"));
-            if suffixes.contains(&"_bucket") {
+            if suffixes.contains(&"_bucket") && suffix != "_created" {
                 parsed.add_to_histogram(&family, suffix, &sample);
             }
             assert!(

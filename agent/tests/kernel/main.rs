@@ -17,6 +17,7 @@ mod cuda;
 mod dashboards;
 mod disk;
 mod exposition;
+mod formats;
 mod gpu;
 mod home;
 mod host;

@@ -27,7 +27,8 @@ const SCRAPES: usize = 20;
 
 /// The pods of a node: the API server that knows them, and the cgroups of their containers. Cgroups and files are gone
 /// on drop.
-struct Node {
+pub(crate) struct Node {
+    pods: u32,
     api: ApiServer,
     kubeconfig: String,
     folder: PathBuf,
@@ -39,7 +40,7 @@ struct Node {
 impl Node {
     /// Lays them out as a kubelet with the systemd driver and containerd do; the kubelet has a cgroup root of its own,
     /// as in kind, so that a real one is not disturbed.
-    fn new() -> Result<Self> {
+    pub(crate) fn new(pods: u32) -> Result<Self> {
         let api = ApiServer::start(Options {
             page: 500,
             ..Options::default()
@@ -49,6 +50,7 @@ impl Node {
         let kubeconfig = folder.join("kubeconfig");
         fs::write(&kubeconfig, api.kubeconfig(""))?;
         let mut node = Self {
+            pods,
             kubeconfig: kubeconfig.display().to_string(),
             folder,
             cgroups: Vec::new(),
@@ -61,7 +63,7 @@ impl Node {
             node.make(folder.clone())?;
             node.burstable = folder;
         }
-        for number in 0..PODS {
+        for number in 0..pods {
             let id = format!("{:064x}", (0xc0_ffee_u128 << 64) + u128::from(number));
             let uid = format!("0a1b2c3d-4e5f-4a6b-8c7d-{number:012x}");
             let name = format!("web-5d9c7b8f6d-{number:05}");
@@ -89,7 +91,11 @@ impl Node {
     }
 
     /// An agent that knows the pods, when it was ready, and when it had them all. In milliseconds.
-    fn agent(&self, bin: &Path) -> Result<(Process, SocketAddr, f64, f64)> {
+    pub(crate) fn agent(
+        &self,
+        bin: &Path,
+        more: &[&str],
+    ) -> Result<(Process, SocketAddr, f64, f64)> {
         let started = Instant::now();
         let rootfs = self.folder.display().to_string();
         let flags = [
@@ -102,8 +108,8 @@ impl Node {
             "--path.rootfs",
             &rootfs,
         ];
-        let (process, address, ready) = agent(bin, &flags)?;
-        let all = format!("\nsentry_kubernetes_pods {PODS}\n");
+        let (process, address, ready) = agent(bin, &[&flags, more].concat())?;
+        let all = format!("\nsentry_kubernetes_pods {}\n", self.pods);
         loop {
             let metrics = get(address, "/metrics")?;
             if metrics.contains("\nsentry_kubernetes_watch_up 1\n") && metrics.contains(&all) {
@@ -116,6 +122,27 @@ impl Node {
         }
         let synced = started.elapsed();
         Ok((process, address, milliseconds(ready), milliseconds(synced)))
+    }
+
+    /// Connects once from each container.
+    pub(crate) fn tour(&self, bin: &Path, to: &str) -> Result<()> {
+        let report: TourReport = load(
+            bin,
+            &[
+                "tour".to_owned(),
+                "--below".to_owned(),
+                self.burstable.display().to_string(),
+                "--to".to_owned(),
+                to.to_owned(),
+            ],
+        )?;
+        ensure!(
+            report.tally.connected == u64::from(self.pods),
+            "{} of {} connects came through",
+            report.tally.connected,
+            self.pods
+        );
+        Ok(())
     }
 }
 
@@ -136,15 +163,22 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// What scrapes of one sort took, in milliseconds, and the bytes of the last.
 #[derive(Default)]
-struct Scrapes {
-    first_byte: Vec<f64>,
-    whole: Vec<f64>,
-    cpu: f64,
-    bytes: usize,
+pub(crate) struct Scrapes {
+    pub(crate) first_byte: Vec<f64>,
+    pub(crate) whole: Vec<f64>,
+    /// In hundredths of a second.
+    pub(crate) cpu: f64,
+    pub(crate) bytes: usize,
 }
 
 impl Scrapes {
-    fn scrape(&mut self, process: &Process, address: SocketAddr, headers: &str) -> Result<Vec<u8>> {
+    /// Scrapes once; the answer with its head.
+    pub(crate) fn scrape(
+        &mut self,
+        process: &Process,
+        address: SocketAddr,
+        headers: &str,
+    ) -> Result<Vec<u8>> {
         let cpu = cpu_ticks(process)?;
         let start = Instant::now();
         let mut stream = TcpStream::connect(address)?;
@@ -175,33 +209,19 @@ fn cpu_ticks(process: &Process) -> Result<f64> {
 }
 
 pub(crate) fn node(bin: &Path) -> Result<()> {
-    let node = Node::new()?;
+    let node = Node::new(PODS)?;
     let (mut ready, mut synced) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        let (_, _, one_ready, one_synced) = node.agent(bin)?;
+        let (_, _, one_ready, one_synced) = node.agent(bin, &[])?;
         ready.push(one_ready);
         synced.push(one_synced);
     }
-    let (process, address, _, _) = node.agent(bin)?;
+    let (process, address, _, _) = node.agent(bin, &[])?;
     let from_start = status_bytes(&process, "VmHWM:")?;
     let idle = status_bytes(&process, "VmRSS:")?;
 
     let (_listener, to) = listener(bin)?;
-    let tour: TourReport = load(
-        bin,
-        &[
-            "tour".to_owned(),
-            "--below".to_owned(),
-            node.burstable.display().to_string(),
-            "--to".to_owned(),
-            to,
-        ],
-    )?;
-    ensure!(
-        tour.tally.connected == u64::from(PODS),
-        "{} of {PODS} connects came through",
-        tour.tally.connected
-    );
+    node.tour(bin, &to)?;
 
     // From here on its peak is that of scrapes.
     fs::write(format!("/proc/{}/clear_refs", process.0.id()), "5")?;

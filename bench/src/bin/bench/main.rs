@@ -1,6 +1,6 @@
 //! What Sentry costs, in one run on one machine: nanoseconds an event beside an empty program on
 //! the same hook and beside `biolatency`, what calls of CUDA cost a program, what a node full of
-//! pods takes, memory, and the time to be ready.
+//! pods takes, scrapes in each format, memory, and the time to be ready.
 //!
 //! Once all are attached together and see the very same events, in an order that changes from round
 //! to round; and once each is attached alone, as its users have it, rounds in turn. Alone, a
@@ -9,6 +9,7 @@
 
 mod gpu;
 mod kubernetes;
+mod scrape;
 
 use std::{
     collections::BTreeMap,
@@ -68,6 +69,7 @@ enum Part {
     Tcp,
     Gpu,
     Kubernetes,
+    Scrape,
     Footprint,
 }
 
@@ -105,6 +107,9 @@ fn main() -> Result<()> {
     }
     if wanted(Part::Kubernetes) {
         kubernetes::node(bin)?;
+    }
+    if wanted(Part::Scrape) {
+        scrape::formats(bin)?;
     }
     if wanted(Part::Footprint) {
         footprint(bin)?;
