@@ -390,7 +390,6 @@ fn servers(test: &str, agents: &[Watched], folder: &Folder) -> Vec<(Prometheus, 
             flags,
             scrape: scrape.leak(),
             rules: Some(deployed("prometheus/rules")),
-            ..Setup::default()
         };
         let prometheus = Prometheus::start(&setup, &folder, agents[0].agent.address());
         (prometheus, folder)
