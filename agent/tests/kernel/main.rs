@@ -14,6 +14,7 @@ mod bystander;
 mod churn;
 mod config;
 mod cuda;
+mod dashboards;
 mod disk;
 mod exposition;
 mod formats;
