@@ -42,6 +42,7 @@ use crate::{
     expose::{
         Exposed, HttpStats, Limits,
         metrics::{Metrics, Shape, Source},
+        otlp::{self, Exporter, Identity, Running},
         verdicts::Verdicts,
     },
     summary::Summary,
@@ -75,8 +76,10 @@ fn main() -> ExitCode {
         eprintln!("sentry: {error:#}");
         let attach = error.downcast_ref::<AttachError>();
         let watch = error.downcast_ref::<kubernetes::Error>();
+        let authorities = error.downcast_ref::<otlp::Error>();
         if attach.is_some_and(AttachError::is_bad_setting)
             || watch.is_some_and(kubernetes::Error::is_bad_setting)
+            || authorities.is_some()
         {
             ExitCode::from(config::BAD_SETTING)
         } else {
@@ -102,6 +105,8 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let (started, started_at) = (Instant::now(), SystemTime::now());
     let listener = expose::bind(config.listen, &config.procfs).await?;
+    // Files of authorities are read with all privileges.
+    let exporter = exporter(config, started_at)?;
     // Held as long as the agent runs.
     let _run_stats = config
         .bpf_stats
@@ -166,20 +171,23 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     // totals -> the outside
     let http = Arc::new(HttpStats::default());
     let statuses = lock(&collector).statuses();
+    let metrics = Arc::new(Metrics(Source {
+        collector,
+        http: Arc::clone(&http),
+        procfs: config.procfs.clone(),
+        shape: Arc::new(Shape {
+            buckets_per_octave: config.buckets_per_octave,
+            classic_histograms: config.classic_histograms,
+            created: config.created,
+            pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
+        }),
+        run_stats: config.bpf_stats,
+        otlp: exporter.as_ref().map(Exporter::stats),
+    }));
+    let pushing = push(exporter, &metrics)?;
     let exposed = Exposed {
         readiness: Arc::new(Verdicts(statuses)),
-        scrape: Arc::new(Metrics(Source {
-            collector,
-            http: Arc::clone(&http),
-            procfs: config.procfs.clone(),
-            shape: Arc::new(Shape {
-                buckets_per_octave: config.buckets_per_octave,
-                classic_histograms: config.classic_histograms,
-                created: config.created,
-                pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
-            }),
-            run_stats: config.bpf_stats,
-        })),
+        scrape: metrics,
         stats: http,
         telemetry_path: config.telemetry_path.parse()?,
         limits: Limits::default(),
@@ -197,8 +205,33 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         }
     };
     expose::serve(listener, exposed, shutdown).await;
+    if let Some(pushing) = pushing {
+        pushing.stop().await;
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What sends metrics, if the configuration says where to.
+fn exporter(config: &Config, started: SystemTime) -> Result<Option<Exporter>, otlp::Error> {
+    let Some(options) = &config.otlp else {
+        return Ok(None);
+    };
+    let host = rustix::system::uname();
+    let identity = Identity {
+        host: host.nodename().to_string_lossy().into_owned(),
+        node: config.node.clone(),
+        pod_labels: config.pod_labels.iter().map(PodLabel::name).collect(),
+        started,
+    };
+    Exporter::new(options, identity).map(Some)
+}
+
+fn push(exporter: Option<Exporter>, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Running>> {
+    exporter
+        .map(|exporter| exporter.start(Arc::clone(metrics)))
+        .transpose()
+        .context("cannot start to send metrics")
 }
 
 fn spawn(name: &str, follow: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

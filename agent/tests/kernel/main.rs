@@ -28,6 +28,7 @@ mod ladder;
 mod lifecycle;
 mod load;
 mod node;
+mod otlp;
 mod privileges;
 mod prometheus;
 mod series;
