@@ -48,7 +48,7 @@ docs: ## write docs/metrics.md and the README's table anew
 	$(prepare)
 	@cargo xtask docs
 
-manifests: ## write deploy/deploy-sentry.yaml anew
+manifests: ## write anew what derives in deploy/: deploy-sentry.yaml, rules, dashboards
 	$(prepare) test
 	@cargo xtask manifests
 

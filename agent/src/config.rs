@@ -21,17 +21,22 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessageFormatter};
 use tracing::Level;
 
+use crate::expose::otlp;
+
 const ENV_PREFIX: &str = "SENTRY_";
 const CONFIG_FILE: &str = "config.file";
 const PROBES: &str = "probes";
 const POD_LABELS: &str = "kubernetes.pod-labels";
+const OTLP_ENDPOINT: &str = "otlp.endpoint";
+const OTLP_HEADERS: &str = "otlp.headers";
 /// Settings that are lists, in the file written as such or with commas.
-const LISTS: [&str; 2] = [PROBES, POD_LABELS];
+const LISTS: [&str; 3] = [PROBES, POD_LABELS, OTLP_HEADERS];
 // Cells have 16-bit numbers, and so have the two counters that come with each.
 const SERIES_MAX: std::ops::RangeInclusive<u32> = 64..=32_000;
 // Each is repeated on every line of a workload.
 const POD_LABELS_MAX: usize = 16;
 const RETENTION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const OTLP_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -97,6 +102,8 @@ pub(crate) struct Config {
     pub(crate) telemetry_path: String,
     /// What says who may connect, in the format of Prometheus' exporters.
     pub(crate) web: Option<PathBuf>,
+    /// Where metrics are sent, if they are.
+    pub(crate) otlp: Option<otlp::Options>,
     /// Least severe level that is logged.
     pub(crate) log_level: Level,
     /// Shape of a log line.
@@ -336,6 +343,42 @@ struct Flags {
           help_heading = "Kubernetes")]
     pod_labels: Option<PodLabels>,
 
+    // In the attribute, for the URL is no link.
+    #[arg(
+        help = "Receiver to send the metrics to by OTLP, such as http://collector:4318; none by default",
+        long = OTLP_ENDPOINT,
+        value_name = "URL",
+        help_heading = "OpenTelemetry"
+    )]
+    otlp_endpoint: Option<otlp::Endpoint>,
+    /// How to send them
+    #[arg(
+        long = "otlp.protocol",
+        value_enum,
+        value_name = "PROTOCOL",
+        default_value = "http/protobuf",
+        help_heading = "OpenTelemetry"
+    )]
+    otlp_protocol: otlp::Protocol,
+    /// How often to send them, 100ms to 24h
+    #[arg(long = "otlp.interval", value_name = "DURATION", default_value = "60s",
+          value_parser = parse_otlp_interval, help_heading = "OpenTelemetry")]
+    otlp_interval: Duration,
+    /// Headers to send along, name=value and separated by commas; tokens are better in the variable
+    #[arg(
+        long = OTLP_HEADERS,
+        value_name = "HEADERS",
+        help_heading = "OpenTelemetry"
+    )]
+    otlp_headers: Option<otlp::Headers>,
+    /// Certificates (PEM) of the authorities to trust; by default the system's
+    #[arg(
+        long = "otlp.ca-file",
+        value_name = "FILE",
+        help_heading = "OpenTelemetry"
+    )]
+    otlp_ca_file: Option<PathBuf>,
+
     /// Least severe level to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info",
           value_parser = PossibleValuesParser::new(["error", "warn", "info", "debug", "trace"])
@@ -525,6 +568,29 @@ fn config(
                 .to_owned(),
         );
     }
+    if flags.otlp_endpoint.is_none()
+        && (flags.otlp_headers.is_some() || flags.otlp_ca_file.is_some())
+    {
+        let vain = "otlp.headers and otlp.ca-file have no effect without otlp.endpoint";
+        warnings.push(vain.to_owned());
+    }
+    let has_path = flags
+        .otlp_endpoint
+        .as_ref()
+        .is_some_and(otlp::Endpoint::has_path);
+    if has_path && flags.otlp_protocol == otlp::Protocol::Grpc {
+        return Err(clap::Error::raw(
+            ErrorKind::Io,
+            "otlp.endpoint: gRPC has no use for the URL's path; allowed: http://HOST:PORT or https://HOST:PORT",
+        ));
+    }
+    let otlp = flags.otlp_endpoint.map(|endpoint| otlp::Options {
+        endpoint,
+        protocol: flags.otlp_protocol,
+        interval: flags.otlp_interval,
+        headers: flags.otlp_headers.unwrap_or_default(),
+        ca_file: flags.otlp_ca_file,
+    });
     let hooks = probes.iter().filter_map(|probe| {
         let hook = matches.get_one::<String>(&hook_key(probe.name))?;
         Some((probe.name.to_owned(), hook.clone()))
@@ -533,6 +599,7 @@ fn config(
         listen: flags.listen,
         telemetry_path: flags.telemetry_path,
         web: flags.web,
+        otlp,
         log_level: flags.log_level,
         log_format: flags.log_format,
         probes: flags.probes.0,
@@ -676,20 +743,27 @@ fn is_label_name(text: &str) -> bool {
 }
 
 fn parse_retention(value: &str) -> Result<Duration, &'static str> {
-    let duration = || {
-        let (number, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit())?);
-        let unit_ms = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return None,
-        };
-        let ms = number.parse::<u64>().ok()?.checked_mul(unit_ms)?;
-        Some(Duration::from_millis(ms)).filter(|duration| *duration <= RETENTION_MAX)
-    };
-    duration()
+    parse_duration(value)
         .ok_or("allowed: a whole number with its unit, such as 500ms, 90s, 2m or 1h, up to 24h")
+}
+
+fn parse_otlp_interval(value: &str) -> Result<Duration, &'static str> {
+    parse_duration(value)
+        .filter(|interval| *interval >= OTLP_INTERVAL_MIN)
+        .ok_or("allowed: a whole number with its unit, such as 10s, 1m or 1h, from 100ms to 24h")
+}
+
+fn parse_duration(value: &str) -> Option<Duration> {
+    let (number, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit())?);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    let ms = number.parse::<u64>().ok()?.checked_mul(unit_ms)?;
+    Some(Duration::from_millis(ms)).filter(|duration| *duration <= RETENTION_MAX)
 }
 
 /// Takes the settings from `env`, and warns of other variables with the prefix.
@@ -976,7 +1050,16 @@ fn unknown_command(name: &str) -> Error {
 /// What is wrong with a value, and what is allowed, without naming the flag.
 fn complaint(error: &clap::Error) -> String {
     let value = context(error, ContextKind::InvalidValue);
-    let problem = if value.is_empty() {
+    let flag = context(error, ContextKind::InvalidArg);
+    let is = |key: &str| {
+        flag.strip_prefix("--")
+            .is_some_and(|arg| arg.starts_with(key))
+    };
+    // A password, a token.
+    let secret = is(OTLP_HEADERS) || (is(OTLP_ENDPOINT) && value.contains(['@', '?']));
+    let problem = if secret && !value.is_empty() {
+        "invalid value".to_owned()
+    } else if value.is_empty() {
         "a value is needed".to_owned()
     } else {
         format!("invalid value '{value}'")
@@ -1109,6 +1192,7 @@ mod tests {
             node: None,
             kubeconfig: None,
             pod_labels: Vec::new(),
+            otlp: None,
             procfs: "/proc".into(),
             sysfs: "/sys".into(),
             rootfs: "/".into(),
@@ -1150,6 +1234,13 @@ mod tests {
                     shown: "label_example_org_the_team".into(),
                 },
             ],
+            otlp: Some(otlp::Options {
+                endpoint: "https://otel:4317".parse().unwrap(),
+                protocol: otlp::Protocol::Grpc,
+                interval: Duration::from_secs(5),
+                headers: "a=b,c=d".parse().unwrap(),
+                ca_file: Some("/ca".into()),
+            }),
             procfs: "/host/proc".into(),
             sysfs: "/host/sys".into(),
             rootfs: "/host".into(),
@@ -1182,7 +1273,9 @@ mod tests {
              --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --btf /btf --series.max 512 --series.retention 90s \
              --metrics.buckets-per-octave 4 --metrics.classic-histograms=false --metrics.created --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys \
              --path.rootfs /host --aggregate-by workload --kubernetes.node node-1.example \
-             --kubernetes.kubeconfig /kubeconfig --kubernetes.pod-labels app,example.org/the-team";
+             --kubernetes.kubeconfig /kubeconfig --kubernetes.pod-labels app,example.org/the-team \
+             --otlp.endpoint https://otel:4317 --otlp.protocol grpc --otlp.interval 5s --otlp.headers a=b,c=d \
+             --otlp.ca-file /ca";
         assert_eq!(agent(flags, &[], None), all_set());
         assert_eq!(agent(&format!("agent {flags}"), &[], None), all_set());
         assert_eq!(agent(&format!("{flags} agent"), &[], None), all_set());
@@ -1196,7 +1289,7 @@ mod tests {
         );
     }
 
-    const ALL_ENV: [(&str, &str); 22] = [
+    const ALL_ENV: [(&str, &str); 27] = [
         ("SENTRY_WEB_CONFIG_FILE", "/web.yml"),
         ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
         ("SENTRY_WEB_TELEMETRY_PATH", "/m"),
@@ -1219,6 +1312,11 @@ mod tests {
         ("SENTRY_KUBERNETES_NODE", "node-1.example"),
         ("SENTRY_KUBERNETES_KUBECONFIG", "/kubeconfig"),
         ("SENTRY_KUBERNETES_POD_LABELS", "app,example.org/the-team"),
+        ("SENTRY_OTLP_ENDPOINT", "https://otel:4317"),
+        ("SENTRY_OTLP_PROTOCOL", "grpc"),
+        ("SENTRY_OTLP_INTERVAL", "5s"),
+        ("SENTRY_OTLP_HEADERS", "a=b,c=d"),
+        ("SENTRY_OTLP_CA_FILE", "/ca"),
     ];
 
     #[test]
@@ -1236,18 +1334,79 @@ mod tests {
              probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
              metrics.buckets-per-octave: 4\nmetrics.classic-histograms: false\nmetrics.created: true\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
              path.rootfs: /host\naggregate-by: workload\nkubernetes.node: node-1.example\n\
-             kubernetes.kubeconfig: /kubeconfig\nkubernetes.pod-labels: app,example.org/the-team\n";
+             kubernetes.kubeconfig: /kubeconfig\nkubernetes.pod-labels: app,example.org/the-team\n\
+             otlp.endpoint: https://otel:4317\notlp.protocol: grpc\notlp.interval: 5s\notlp.headers: a=b,c=d\n\
+             otlp.ca-file: /ca\n";
         assert_eq!(from_file(flat), all_set());
         let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\n  config: {file: /web.yml}\nlog: {level: trace, format: json}\n\
              probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
              metrics: {buckets-per-octave: 4, classic-histograms: false, created: true}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
              path.sysfs: /host/sys\npath.rootfs: /host\naggregate-by: workload\nkubernetes:\n  node: node-1.example\n  \
-             kubeconfig: /kubeconfig\n  pod-labels: [app, example.org/the-team]\n";
+             kubeconfig: /kubeconfig\n  pod-labels: [app, example.org/the-team]\n\
+             otlp: {endpoint: \"https://otel:4317\", protocol: grpc, interval: 5s, headers: [a=b, c=d], ca-file: /ca}\n";
         assert_eq!(from_file(nested), all_set());
         assert_eq!(
             load_layers(&format!("check {FILE}"), &[], Some(flat)).unwrap(),
             Command::Check(all_set(), Format::Table)
         );
+    }
+
+    #[test]
+    fn receivers_of_metrics() {
+        let Some(options) = agent("--otlp.endpoint http://otel:4318", &[], None).otlp else {
+            panic!("none");
+        };
+        assert_eq!(options.protocol, otlp::Protocol::HttpProtobuf);
+        assert_eq!(options.interval, Duration::from_secs(60));
+        assert_eq!(options.headers, otlp::Headers::default());
+        assert_eq!(
+            flag_error("--otlp.endpoint otel:4318"),
+            "--otlp.endpoint: invalid value 'otel:4318'; allowed: a URL such as http://collector:4318 or \
+             https://HOST[:PORT][/PATH], without user and password"
+        );
+        assert_eq!(
+            flag_error("--otlp.endpoint http://otel:4317/x --otlp.protocol grpc"),
+            "otlp.endpoint: gRPC has no use for the URL's path; allowed: http://HOST:PORT or https://HOST:PORT"
+        );
+        assert_eq!(
+            flag_error("--otlp.protocol http/json"),
+            "--otlp.protocol: invalid value 'http/json'; allowed: http/protobuf, grpc"
+        );
+        for value in ["99ms", "0s", "25h", "60"] {
+            assert_eq!(
+                flag_error(&format!("--otlp.interval {value}")),
+                format!(
+                    "--otlp.interval: invalid value '{value}'; allowed: a whole number with its unit, such as \
+                     10s, 1m or 1h, from 100ms to 24h"
+                )
+            );
+        }
+        let without = agent("--otlp.headers a=b", &[], None);
+        assert_eq!((without.otlp, without.warnings.len()), (None, 1));
+    }
+
+    #[test]
+    fn secrets_are_in_no_error() {
+        let why = "header 1 is not a name and a value; allowed: name=value, separated by commas, values \
+             percent-encoded where needed (%2C is a comma)";
+        assert_eq!(
+            error("", &[("SENTRY_OTLP_HEADERS", "secret")], None),
+            format!("environment SENTRY_OTLP_HEADERS: invalid value; {why}")
+        );
+        assert_eq!(
+            flag_error("--otlp.headers=secret"),
+            format!("--otlp.headers: invalid value; {why}")
+        );
+        assert_eq!(
+            file_error("otlp.headers: [secret]"),
+            format!("config file /etc/sentry.yaml:1: otlp.headers: invalid value; {why}")
+        );
+        for url in ["http://me:secret@otel:4318", "ftp://otel?token=secret"] {
+            let error = error("", &[("SENTRY_OTLP_ENDPOINT", url)], None);
+            let place = "environment SENTRY_OTLP_ENDPOINT: invalid value; allowed: a URL";
+            assert!(error.starts_with(place), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]
@@ -1847,7 +2006,8 @@ mod tests {
             (
                 "colour: red",
                 ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
-                 metrics.buckets-per-octave, metrics.classic-histograms, metrics.created, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
+                 metrics.buckets-per-octave, metrics.classic-histograms, metrics.created, otlp.ca-file, otlp.endpoint, otlp.headers, \
+                 otlp.interval, otlp.protocol, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
                  tcp.hook, web.config.file, web.listen-address, web.telemetry-path",
             ),
             (

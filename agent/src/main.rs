@@ -42,6 +42,7 @@ use crate::{
     expose::{
         Exposed, HttpStats, Limits,
         metrics::{Metrics, Shape, Source},
+        otlp::{self, Exporter, Identity, Running},
         verdicts::Verdicts,
         web_config::{WebConfig, WebConfigError},
     },
@@ -76,9 +77,11 @@ fn main() -> ExitCode {
         eprintln!("sentry: {error:#}");
         let attach = error.downcast_ref::<AttachError>();
         let watch = error.downcast_ref::<kubernetes::Error>();
+        let authorities = error.downcast_ref::<otlp::Error>();
         if attach.is_some_and(AttachError::is_bad_setting)
             || error.is::<WebConfigError>()
             || watch.is_some_and(kubernetes::Error::is_bad_setting)
+            || authorities.is_some()
         {
             ExitCode::from(config::BAD_SETTING)
         } else {
@@ -104,11 +107,10 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let (started, started_at) = (Instant::now(), SystemTime::now());
     let http = Arc::new(HttpStats::default());
-    let web = config.web.as_deref();
-    let web = web
-        .map(|path| WebConfig::load(path, Arc::clone(&http)).map(Arc::new))
-        .transpose()?;
+    let web = web(config, &http)?;
     let listener = expose::bind(config.listen, &config.procfs).await?;
+    // Files of authorities are read with all privileges.
+    let exporter = exporter(config, started_at)?;
     // Held as long as the agent runs.
     let _run_stats = config
         .bpf_stats
@@ -174,24 +176,25 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
 
     // totals -> the outside
     let statuses = lock(&collector).statuses();
+    let metrics = Arc::new(Metrics(Source {
+        collector,
+        http: Arc::clone(&http),
+        procfs: config.procfs.clone(),
+        shape: Arc::new(shape(config)),
+        run_stats: config.bpf_stats,
+        otlp: exporter.as_ref().map(Exporter::stats),
+    }));
+    let pushing = push(exporter, &metrics)?;
     let exposed = Exposed {
         readiness: Arc::new(Verdicts(statuses)),
-        scrape: Arc::new(Metrics(Source {
-            collector,
-            http: Arc::clone(&http),
-            procfs: config.procfs.clone(),
-            shape: Arc::new(shape(config)),
-            run_stats: config.bpf_stats,
-        })),
+        scrape: metrics,
         stats: http,
         telemetry_path: config.telemetry_path.parse()?,
         limits: Limits::default(),
         web: web.clone(),
     };
-    let tls = web.is_some_and(|web| {
-        web.log();
-        web.current().tls.is_some()
-    });
+    web.iter().for_each(|web| web.log());
+    let tls = web.is_some_and(|web| web.current().tls.is_some());
     tracing::info!(
         "serving {}://{}{} after {} ms",
         if tls { "https" } else { "http" },
@@ -206,8 +209,18 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         }
     };
     expose::serve(listener, exposed, shutdown).await;
+    if let Some(pushing) = pushing {
+        pushing.stop().await;
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Who may connect, if the configuration has a file that says so.
+fn web(config: &Config, http: &Arc<HttpStats>) -> Result<Option<Arc<WebConfig>>, WebConfigError> {
+    let web = config.web.as_deref();
+    web.map(|path| WebConfig::load(path, Arc::clone(http)).map(Arc::new))
+        .transpose()
 }
 
 /// How values are shown.
@@ -218,6 +231,28 @@ fn shape(config: &Config) -> Shape {
         created: config.created,
         pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
     }
+}
+
+/// What sends metrics, if the configuration says where to.
+fn exporter(config: &Config, started: SystemTime) -> Result<Option<Exporter>, otlp::Error> {
+    let Some(options) = &config.otlp else {
+        return Ok(None);
+    };
+    let host = rustix::system::uname();
+    let identity = Identity {
+        host: host.nodename().to_string_lossy().into_owned(),
+        node: config.node.clone(),
+        pod_labels: config.pod_labels.iter().map(PodLabel::name).collect(),
+        started,
+    };
+    Exporter::new(options, identity).map(Some)
+}
+
+fn push(exporter: Option<Exporter>, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Running>> {
+    exporter
+        .map(|exporter| exporter.start(Arc::clone(metrics)))
+        .transpose()
+        .context("cannot start to send metrics")
 }
 
 fn spawn(name: &str, follow: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

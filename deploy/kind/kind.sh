@@ -72,7 +72,7 @@ cat <<END
 
   the agent    http://127.0.0.1:9763/
   Prometheus   http://127.0.0.1:9090/
-  Grafana      http://127.0.0.1:3000/explore
+  Grafana      http://127.0.0.1:3000/
 
 Ctrl-C ends the forwarding; the cluster stays until "$0 down".
 END
@@ -80,7 +80,7 @@ END
 for program in xdg-open open; do
 	if command -v $program >/dev/null; then
 		sleep 2
-		$program http://127.0.0.1:3000/explore >/dev/null 2>&1 || :
+		$program http://127.0.0.1:3000/ >/dev/null 2>&1 || :
 		break
 	fi
 done

@@ -1,8 +1,12 @@
 //! The code behind the Makefile, which has installed what is needed.
 
+mod compose;
 mod cuda;
+mod grafana;
 mod image;
 mod kubernetes;
+mod prometheus;
+mod promql;
 mod pypi;
 mod sbom;
 
@@ -49,8 +53,17 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
         ["bench", flags @ ..] => bench(flags),
         ["soak"] => soak(),
         ["cuda"] => cuda::fetch().map(drop),
-        ["manifests"] => kubernetes::write(),
-        ["manifests", "--check"] => kubernetes::check(),
+        ["manifests"] => {
+            prometheus::write()?;
+            grafana::write()?;
+            kubernetes::write()
+        }
+        ["manifests", "--check"] => {
+            prometheus::check(prometheus::newest()?.as_deref())?;
+            grafana::check()?;
+            compose::check()?;
+            kubernetes::check()
+        }
         ["release"] => release().map(drop),
         ["image"] => image::from_source(),
         ["image", "--prebuilt"] => image::prebuilt(),
@@ -110,11 +123,18 @@ fn vm(flags: &[&str]) -> anyhow::Result<()> {
 /// left to `lint`.
 fn test() -> anyhow::Result<()> {
     lint(&["licenses", "bans", "sources"])?;
+    let prometheus = prometheus::newest()?;
+    prometheus::check(prometheus.as_deref())?;
+    grafana::check()?;
+    compose::check()?;
     kubernetes::check()?;
     sbom::write()?;
     let image = image::unpacked(&static_programs()?.join("sentry"))?;
     let mut tests = cargo_as_root()?;
     tests.env("SENTRY_IMAGE_ROOT", image);
+    if let Some(folder) = prometheus {
+        tests.env("SENTRY_PROMETHEUS_3", folder);
+    }
     // NVIDIA has other files for other machines.
     if cfg!(target_arch = "x86_64") {
         tests.env("SENTRY_CUDA_CACHE", cuda::fetch()?);

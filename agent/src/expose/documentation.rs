@@ -38,6 +38,15 @@ fn hold(path: &Path, wanted: impl FnOnce(&str) -> String) {
     fs::write(path, wanted).unwrap();
 }
 
+/// Holds a file of the repository to what is between two marks of it.
+pub(super) fn hold_between(path: &str, start: &str, end: &str, content: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    hold(&root.join(path), |text| {
+        assert!(text.contains(start), "{path} has no {start}");
+        between(text, start, end, content)
+    });
+}
+
 /// The text with new content between two marks; the same text where they are missing.
 fn between(text: &str, start: &str, end: &str, content: &str) -> String {
     let parts = text.split_once(start).and_then(|(before, rest)| {

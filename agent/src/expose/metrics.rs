@@ -13,7 +13,7 @@ use super::{
     HttpStats, Parts, Scrape,
     format::Format,
     model::{self, Family, Kind, Sample, seconds},
-    protobuf,
+    otlp, protobuf,
     self_metrics::{Reading, SELF_METRICS},
     text::{self, Dialect},
 };
@@ -37,6 +37,8 @@ pub(crate) struct Source {
     pub(crate) shape: Arc<Shape>,
     /// Whether the agent switched the kernel's statistics of program runs on.
     pub(crate) run_stats: bool,
+    /// What becomes of the metrics that are sent, if they are.
+    pub(crate) otlp: Option<Arc<otlp::Stats>>,
 }
 
 /// How values are shown.
@@ -79,6 +81,11 @@ impl Scrape for Metrics {
 }
 
 impl Metrics {
+    /// What they are made of.
+    pub(super) fn source(&self) -> &Source {
+        &self.0
+    }
+
     /// All families in protobuf. A family's length stands before it, so each is there as a whole before it goes out;
     /// it takes less than the copies of its values, which go as it is made.
     fn messages(&self, parts: Vec<Part>) -> Vec<Vec<u8>> {
@@ -128,9 +135,15 @@ impl Metrics {
 
 impl Source {
     /// Hands the metrics about the agent itself over, each that has a value now.
-    fn own(&self, mut each: impl FnMut(Family, &[Sample])) {
+    pub(super) fn own(&self, mut each: impl FnMut(Family, &[Sample])) {
         let collector = lock(&self.collector);
-        let reading = Reading::new(&collector, &self.http, &self.procfs, self.run_stats);
+        let reading = Reading::new(
+            &collector,
+            &self.http,
+            self.otlp.as_deref(),
+            &self.procfs,
+            self.run_stats,
+        );
         for metric in SELF_METRICS {
             let values = metric.values(&reading);
             let samples: Vec<Sample> = values
@@ -153,7 +166,7 @@ impl Source {
     }
 
     /// Collects, and copies the values of all workloads.
-    fn parts(&self) -> Vec<Part> {
+    pub(super) fn parts(&self) -> Vec<Part> {
         let mut collector = lock(&self.collector);
         if let Err(error) = collector.collect(Instant::now(), Occasion::Scrape) {
             tracing::error!(%error, "values may be stale");
@@ -215,7 +228,7 @@ impl Source {
 
 /// A value as it was at the scrape.
 #[derive(Debug)]
-struct Copied {
+pub(super) struct Copied {
     labels: Labels,
     own: Vec<(&'static str, String)>,
     value: Value,
@@ -223,7 +236,7 @@ struct Copied {
 }
 
 impl Copied {
-    fn sample<'a>(&'a self, shape: &'a Shape) -> Sample<'a> {
+    pub(super) fn sample<'a>(&'a self, shape: &'a Shape) -> Sample<'a> {
         let mut labels = workload_labels(&self.labels.owner, &shape.pod_labels);
         let of_labels = |name, value: &'a Option<String>| Some((name, value.as_deref()?));
         labels.extend(of_labels("process", &self.labels.process));
@@ -248,15 +261,15 @@ impl Copied {
 
 /// Some of the values of a metric.
 #[derive(Debug)]
-struct Part {
+pub(super) struct Part {
     metric: &'static Metric,
     /// Whether the metric begins with it.
     is_first: bool,
-    samples: Vec<Copied>,
+    pub(super) samples: Vec<Copied>,
 }
 
 impl Part {
-    fn family(&self) -> Family {
+    pub(super) fn family(&self) -> Family {
         Family {
             name: self.metric.name,
             help: self.metric.help,

@@ -9,6 +9,7 @@ pub(crate) mod http;
 mod loopback;
 pub(crate) mod metrics;
 mod model;
+pub(crate) mod otlp;
 mod protobuf;
 pub(crate) mod self_metrics;
 pub(crate) mod server;

@@ -12,10 +12,10 @@ use message::{
 };
 
 /// Four buckets to the octave.
-const SCHEMA: i32 = 2;
+pub(super) const SCHEMA: i32 = 2;
 
 /// The kernel's bucket that ends at a second. Native histograms count theirs from there.
-const ONE_SECOND: i32 = 72;
+pub(super) const ONE_SECOND: i32 = 72;
 
 /// What is encoded in one piece: an exposition of many megabytes needs no allocation of that size.
 const PIECE_BYTES: usize = 32 * 1024;

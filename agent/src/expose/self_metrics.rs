@@ -7,6 +7,7 @@ use probes::{OwnCounter, RunStats, gpu::Gpu};
 use super::{
     HttpStats, WebConfigReads,
     model::{Family, Kind, Value, seconds},
+    otlp::{self, Outcome},
 };
 use crate::{
     collect::Collector,
@@ -38,6 +39,7 @@ type Values = Vec<(Vec<String>, Value<'static>)>;
 pub(crate) struct Reading<'a> {
     collector: &'a Collector,
     http: &'a HttpStats,
+    otlp: Option<&'a otlp::Stats>,
     usage: Option<Usage>,
     run_stats: Vec<RunStats>,
     /// Whether the runs were counted; else a zero would be a lie.
@@ -49,6 +51,7 @@ impl<'a> Reading<'a> {
     pub(crate) fn new(
         collector: &'a Collector,
         http: &'a HttpStats,
+        otlp: Option<&'a otlp::Stats>,
         procfs: &Path,
         run_stats: bool,
     ) -> Self {
@@ -58,6 +61,7 @@ impl<'a> Reading<'a> {
             run_stats_on: run_stats || stats.iter().any(|stats| stats.runs > 0),
             collector,
             http,
+            otlp,
             usage: process::usage(procfs)
                 .inspect_err(|error| tracing::debug!(%error, "no process metrics"))
                 .ok(),
@@ -119,6 +123,12 @@ impl<'a> Reading<'a> {
             .filter(|_| self.http.web_config().is_some())
             .map(|(reason, count)| (vec![reason.to_owned()], Value::Whole(count)))
             .collect()
+    }
+
+    /// A value of the metrics that are sent, if they are.
+    fn otlp(&self, value: impl Fn(&otlp::Stats) -> Option<u64>) -> Values {
+        let value = self.otlp.and_then(value);
+        value.map_or_else(Vec::new, one)
     }
 
     fn usage(&self, value: impl Fn(&Usage) -> Value<'static>) -> Values {
@@ -403,6 +413,38 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         kind: Kind::Counter,
         labels: &[],
         read: |reading| reading.web_config(|reads| reads.failures_total),
+    },
+    SelfMetric {
+        name: "sentry_otlp_exports_total",
+        help: "Attempts to send all metrics to --otlp.endpoint",
+        source: "the agent",
+        kind: Kind::Counter,
+        labels: &["outcome"],
+        read: |reading| {
+            let stats = reading.otlp.into_iter();
+            stats
+                .flat_map(|stats| {
+                    let count = |outcome| Value::Whole(stats.exports_total(outcome));
+                    Outcome::ALL.map(|outcome| (vec![outcome.name().to_owned()], count(outcome)))
+                })
+                .collect()
+        },
+    },
+    SelfMetric {
+        name: "sentry_otlp_dropped_data_points_total",
+        help: "Data points that --otlp.endpoint rejected or never got",
+        source: "the agent",
+        kind: Kind::Counter,
+        labels: &[],
+        read: |reading| reading.otlp(|stats| Some(stats.dropped_data_points_total())),
+    },
+    SelfMetric {
+        name: "sentry_otlp_last_success_timestamp_seconds",
+        help: "When --otlp.endpoint last took all metrics, in seconds since 1970",
+        source: "the agent",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| reading.otlp(otlp::Stats::last_success),
     },
     SelfMetric {
         name: "sentry_build_info",

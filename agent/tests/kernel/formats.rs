@@ -416,6 +416,7 @@ fn what_counts_says_since_when() {
             program,
             flags: vec!["--enable-feature=created-timestamp-zero-ingestion"],
             scrape: "always_scrape_classic_histograms: true",
+            ..Setup::default()
         };
         let folder = Folder::new();
         let prometheus = Prometheus::start(&setup, &folder, agent.address());

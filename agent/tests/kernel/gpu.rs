@@ -166,6 +166,11 @@ fn program(form: Form) -> PathBuf {
     })
 }
 
+/// The workload that loads its runtime.
+pub(crate) fn shared_program() -> PathBuf {
+    program(Form::Shared)
+}
+
 fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()

@@ -29,6 +29,8 @@ pub(crate) struct Setup {
     pub(crate) flags: Vec<&'static str>,
     /// Settings of the scrape besides, each a line.
     pub(crate) scrape: &'static str,
+    /// A folder of rules.
+    pub(crate) rules: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -38,6 +40,7 @@ impl Default for Setup {
             program: "prometheus".into(),
             flags: Vec::new(),
             scrape: "",
+            rules: None,
         }
     }
 }
@@ -57,10 +60,14 @@ impl Prometheus {
             .unwrap();
         let config = folder.path().join("prometheus.yml");
         let mut text = format!(
-            "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: sentry\n  static_configs: [{{targets: ['{target}']}}]\n"
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nscrape_configs:\n- job_name: sentry\n  static_configs: [{{targets: ['{target}']}}]\n"
         );
         for line in setup.scrape.lines() {
             text.extend(["  ", line, "\n"]);
+        }
+        if let Some(rules) = &setup.rules {
+            let rules = rules.display().to_string();
+            text.extend(["rule_files: ['", &rules, "/*.yml']\n"]);
         }
         fs::write(&config, text).unwrap();
         let log = folder.path().join("log");
@@ -102,8 +109,7 @@ impl Prometheus {
                 other => format!("%{other:02X}"),
             })
             .collect();
-        let answer = get(self.address, &format!("/api/v1/query?query={escaped}"), &[]);
-        let answer: Value = serde_json::from_str(&answer.text()).unwrap();
+        let answer = self.api(&format!("query?query={escaped}"));
         assert_eq!(answer["status"], "success", "{query}: {answer}");
         let results = answer["data"]["result"].as_array().unwrap().iter();
         results
@@ -112,6 +118,12 @@ impl Prometheus {
                 (result["metric"].clone(), value)
             })
             .collect()
+    }
+
+    /// What its API says.
+    pub(crate) fn api(&self, request: &str) -> Value {
+        let answer = get(self.address, &format!("/api/v1/{request}"), &[]);
+        serde_json::from_str(&answer.text()).unwrap()
     }
 
     /// Asserts that it takes scrapes in whole.

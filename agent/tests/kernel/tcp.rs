@@ -50,7 +50,7 @@ fn unmeasured(role: &str, count: u64) -> String {
 }
 
 /// A namespace in which a connect that nobody answers ends after one retransmission.
-fn impatient_netns() -> Netns {
+pub(crate) fn impatient_netns() -> Netns {
     let netns = Netns::new("tcp").unwrap();
     netns.sysctl("net.ipv4.tcp_syn_retries", "1").unwrap();
     // Since 6.5 the first retransmissions are counted apart.
@@ -59,7 +59,7 @@ fn impatient_netns() -> Netns {
 }
 
 /// A peer behind `tun9`, which answers for all of 10.99.0.0/24 but its first address.
-fn peer(netns: &Netns, args: &str) -> Server {
+pub(crate) fn peer(netns: &Netns, args: &str) -> Server {
     let args = format!("tun-peer --name tun9 --addr 10.99.0.1/24 {args}");
     Server::start(load::command_in(netns, &args, &[]))
 }

@@ -1,0 +1,671 @@
+//! Metrics sent to an OpenTelemetry receiver, for those who have no scraper: OTLP, by HTTP or gRPC.
+//!
+//! Everything counts since the agent's start or the series' beginning, so what was not delivered needs no queue: the
+//! next export says it as well.
+
+mod answer;
+mod client;
+mod encode;
+mod message;
+mod names;
+
+use std::{
+    fmt, io,
+    path::PathBuf,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use clap::ValueEnum;
+use http::{HeaderName, HeaderValue, Uri};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use self::{
+    answer::{Backoff, Verdict, percent_decoded},
+    client::Client,
+    encode::{Request, Requests, Sender},
+    names::POD_LABEL,
+};
+use super::metrics::{Metrics, Shape};
+
+pub(crate) use client::Error;
+
+/// How long an attempt may take: the default of OpenTelemetry's own exporters.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the agent's end waits for the last export.
+const LAST_EXPORT: Duration = Duration::from_secs(1);
+
+/// Where metrics are sent, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Options {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) protocol: Protocol,
+    pub(crate) interval: Duration,
+    pub(crate) headers: Headers,
+    /// Authorities that are trusted instead of the system's.
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+/// By the names of `OTEL_EXPORTER_OTLP_PROTOCOL`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    #[value(name = "http/protobuf")]
+    HttpProtobuf,
+    #[value(name = "grpc")]
+    Grpc,
+}
+
+/// The receiver's URL. Shown without path and query, which may hold a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    tls: bool,
+    /// Without the brackets of an IPv6 address.
+    host: String,
+    port: u16,
+    authority: String,
+    /// With the query; where metrics go by HTTP.
+    path: String,
+    /// Whether the URL has a path of its own, which gRPC has no use for.
+    has_path: bool,
+}
+
+/// A URL that is none of a receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "allowed: a URL such as http://collector:4318 or https://HOST[:PORT][/PATH], without user and password"
+)]
+pub(crate) struct EndpointError;
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let url: Uri = text.parse().map_err(|_| EndpointError)?;
+        let tls = match url.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(EndpointError),
+        };
+        let authority = url.authority().ok_or(EndpointError)?;
+        let host = authority.host();
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
+        // Neither a user nor a port that is no number is left out silently.
+        let port = match authority.as_str().strip_prefix(host) {
+            Some("") if tls => 443,
+            Some("") => 80,
+            Some(_) => authority.port_u16().ok_or(EndpointError)?,
+            None => return Err(EndpointError),
+        };
+        if host.is_empty() || port == 0 || text.contains('#') {
+            return Err(EndpointError);
+        }
+        let has_path = !matches!(url.path(), "" | "/");
+        let path = if has_path { url.path() } else { "/v1/metrics" };
+        let query = url.query().map(|query| format!("?{query}"));
+        Ok(Self {
+            tls,
+            host: bare.unwrap_or(host).to_owned(),
+            port,
+            authority: authority.to_string(),
+            path: format!("{path}{}", query.unwrap_or_default()),
+            has_path,
+        })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.authority)
+    }
+}
+
+impl Endpoint {
+    /// Whether it has a path, which only HTTP has a use for.
+    pub(crate) fn has_path(&self) -> bool {
+        self.has_path
+    }
+}
+
+/// Headers of every request. Values may be secrets, and are shown nowhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Headers(Vec<(HeaderName, HeaderValue)>);
+
+/// Headers that can't be sent. Says nothing of their values.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeadersError {
+    /// One without a name or a value.
+    #[error(
+        "header {0} is not a name and a value; allowed: name=value, separated by commas, values percent-encoded where needed (%2C is a comma)"
+    )]
+    NotAPair(usize),
+    /// One that is the exporter's own.
+    #[error("header {0} is set by the agent itself; allowed: any other")]
+    Reserved(HeaderName),
+}
+
+impl FromStr for Headers {
+    type Err = HeadersError;
+
+    fn from_str(text: &str) -> Result<Self, HeadersError> {
+        const RESERVED: [&str; 8] = [
+            "connection",
+            "content-encoding",
+            "content-length",
+            "content-type",
+            "host",
+            "te",
+            "transfer-encoding",
+            "upgrade",
+        ];
+        let mut headers = Vec::new();
+        for (index, pair) in text.split(',').enumerate() {
+            let pair = pair.trim();
+            if pair.is_empty() {
+                continue;
+            }
+            let header = || {
+                let (name, value) = pair.split_once('=')?;
+                let name: HeaderName = name.trim().parse().ok()?;
+                let value = percent_decoded(value.trim())?;
+                let mut value = HeaderValue::from_str(&value).ok()?;
+                value.set_sensitive(true);
+                Some((name, value))
+            };
+            let (name, value) = header().ok_or(HeadersError::NotAPair(index + 1))?;
+            if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("grpc-") {
+                return Err(HeadersError::Reserved(name));
+            }
+            headers.push((name, value));
+        }
+        Ok(Self(headers))
+    }
+}
+
+/// What became of the exports so far.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    exports: [AtomicU64; 3],
+    dropped: AtomicU64,
+    /// In seconds since 1970; 0 before the first.
+    last_success: AtomicU64,
+}
+
+/// What became of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The receiver has everything.
+    Success,
+    /// It rejected some data points, or some requests.
+    Partial,
+    /// It has nothing.
+    Failed,
+}
+
+impl Outcome {
+    pub(crate) const ALL: [Self; 3] = [Self::Success, Self::Partial, Self::Failed];
+
+    /// The label's value.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Partial => "partial",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Stats {
+    /// Exports that ended so.
+    pub(crate) fn exports_total(&self, outcome: Outcome) -> u64 {
+        self.exports[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    /// Data points that were rejected or not delivered.
+    pub(crate) fn dropped_data_points_total(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// When the receiver last took everything.
+    pub(crate) fn last_success(&self) -> Option<u64> {
+        Some(self.last_success.load(Ordering::Relaxed)).filter(|seconds| *seconds > 0)
+    }
+
+    fn count(&self, outcome: Outcome, dropped: u64) {
+        self.exports[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        self.dropped.fetch_add(dropped, Ordering::Relaxed);
+        if outcome == Outcome::Success {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let seconds = now.unwrap_or_default().as_secs();
+            self.last_success.store(seconds, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An exporter that has yet to begin.
+pub(crate) struct Exporter {
+    client: Client,
+    endpoint: Endpoint,
+    interval: Duration,
+    sender: Sender,
+    /// Only what it says of labels and beginnings counts here.
+    shape: Shape,
+    stats: Arc<Stats>,
+    /// Whether the log has said that it fails.
+    failing: bool,
+    succeeded: bool,
+    /// The receiver wants to be left alone until then.
+    not_before: Option<Instant>,
+}
+
+/// Who sends.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    /// This host's name.
+    pub(crate) host: String,
+    /// Its name in Kubernetes.
+    pub(crate) node: Option<String>,
+    /// Names of the labels of pods that are shown.
+    pub(crate) pod_labels: Vec<String>,
+    /// A moment before anything was counted.
+    pub(crate) started: SystemTime,
+}
+
+/// The exporter at work.
+#[derive(Debug)]
+pub(crate) struct Running {
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Running {
+    /// Sends what has come since the last export, if that takes no longer than a second, and ends.
+    pub(crate) async fn stop(self) {
+        drop(self.stop);
+        let _ = tokio::time::timeout(LAST_EXPORT * 3 / 2, self.ended).await;
+    }
+}
+
+impl Exporter {
+    /// Reads the authorities that it trusts, and connects nowhere yet.
+    ///
+    /// # Errors
+    /// When there are none, and the URL wants TLS.
+    pub(crate) fn new(options: &Options, identity: Identity) -> Result<Self, Error> {
+        let Identity {
+            host,
+            node,
+            pod_labels,
+            started,
+        } = identity;
+        let node_or_host = node.clone().unwrap_or_else(|| host.clone());
+        let mut resource = vec![
+            ("service.name", "sentry".to_owned()),
+            ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+            // One agent runs on a host, and what it says goes on after its restart.
+            ("service.instance.id", node_or_host.clone()),
+            // In a pod, the host's own name is that of the pod.
+            ("host.name", node_or_host),
+        ];
+        resource.extend(node.map(|node| ("k8s.node.name", node)));
+        Ok(Self {
+            client: Client::new(options)?,
+            endpoint: options.endpoint.clone(),
+            interval: options.interval,
+            sender: Sender { resource, started },
+            shape: Shape {
+                buckets_per_octave: 1,
+                classic_histograms: false,
+                created: true,
+                pod_labels: pod_labels
+                    .iter()
+                    .map(|name| format!("{POD_LABEL}{name}"))
+                    .collect(),
+            },
+            stats: Arc::default(),
+            failing: false,
+            succeeded: false,
+            not_before: None,
+        })
+    }
+
+    /// What becomes of its exports.
+    pub(crate) fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Begins, in a thread of its own: to encode and compress takes longer than the server may wait.
+    ///
+    /// # Errors
+    /// When there can be no more threads or file descriptors.
+    pub(crate) fn start(mut self, metrics: Arc<Metrics>) -> io::Result<Running> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(1)
+            .thread_keep_alive(Duration::from_secs(1))
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        thread::Builder::new()
+            .name("otlp".to_owned())
+            .spawn(move || {
+                runtime.block_on(self.run(&metrics, stopped));
+                // A name may still be looked up.
+                runtime.shutdown_background();
+                let _ = end.send(());
+            })?;
+        Ok(Running { stop, ended })
+    }
+
+    async fn run(&mut self, metrics: &Metrics, mut stop: oneshot::Receiver<()>) {
+        loop {
+            let next = Instant::now() + self.interval;
+            let stopped = tokio::select! {
+                () = self.export(metrics, next) => false,
+                _ = &mut stop => true,
+            };
+            let next = self.not_before.take().map_or(next, |pause| pause.max(next));
+            let stopped = stopped
+                || tokio::select! {
+                    () = sleep_until(next) => false,
+                    _ = &mut stop => true,
+                };
+            if stopped {
+                self.client.disconnect();
+                self.export(metrics, Instant::now() + LAST_EXPORT).await;
+                return;
+            }
+        }
+    }
+
+    /// Sends all metrics as they are now, if that can be done by the deadline.
+    async fn export(&mut self, metrics: &Metrics, deadline: Instant) {
+        let source = metrics.source();
+        let parts = source.parts();
+        let sender = self.sender.clone();
+        let mut requests = Requests::new(&sender, SystemTime::now());
+        let mut delivery = Delivery::default();
+        let mut own = Vec::new();
+        source.own(|family, samples| {
+            for sample in samples {
+                own.extend(requests.add(&family, sample));
+            }
+        });
+        for request in own {
+            self.deliver(request, deadline, &mut delivery).await;
+        }
+        for part in parts {
+            let family = part.family();
+            for copied in part.samples {
+                let ready = requests.add(&family, &copied.sample(&self.shape));
+                if let Some(request) = ready {
+                    self.deliver(request, deadline, &mut delivery).await;
+                }
+            }
+        }
+        if let Some(request) = requests.take() {
+            self.deliver(request, deadline, &mut delivery).await;
+        }
+        self.client.disconnect();
+        self.conclude(&delivery);
+    }
+
+    async fn deliver(&mut self, request: Request, deadline: Instant, delivery: &mut Delivery) {
+        if delivery.given_up {
+            delivery.dropped += request.points;
+            return;
+        }
+        let points = request.points;
+        match self.attempt(request, deadline).await {
+            Ok((rejected, message)) => {
+                delivery.delivered += points.saturating_sub(rejected);
+                delivery.dropped += rejected.min(points);
+                if rejected > 0 {
+                    delivery.why = Some(format!("{rejected} data points were rejected: {message}"));
+                } else if !message.is_empty() {
+                    tracing::debug!("{} says: {message}", self.endpoint);
+                }
+            }
+            Err(Failure { why, ended }) => {
+                delivery.dropped += points;
+                delivery.given_up |= ended;
+                delivery.why = Some(why);
+            }
+        }
+    }
+
+    /// Sends a request until the receiver has it, refuses it, or the time is over; how many of its points it rejected,
+    /// and what it said of that.
+    async fn attempt(
+        &mut self,
+        request: Request,
+        deadline: Instant,
+    ) -> Result<(u64, String), Failure> {
+        let refused = |why| Failure { why, ended: false };
+        let packed = self.client.packed(&request.body);
+        let body = packed.map_err(|error| refused(error.to_string()))?;
+        drop(request);
+        let mut backoff = Backoff::new();
+        loop {
+            let end = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+            let verdict = timeout_at(end, self.client.send(body.clone())).await;
+            let verdict = verdict.unwrap_or_else(|_| Verdict::retry("no answer in time"));
+            let (after, why) = match verdict {
+                Verdict::Delivered { rejected, message } => return Ok((rejected, message)),
+                Verdict::Refused(why) => return Err(refused(why)),
+                Verdict::Retry { after, why } => (after, why),
+            };
+            // Whoever has just set it up wants to know at once.
+            if !self.succeeded {
+                self.warn(&why);
+            }
+            let next = Instant::now() + backoff.next_wait(after);
+            if next >= deadline {
+                self.not_before = after.is_some().then_some(next);
+                return Err(Failure { why, ended: true });
+            }
+            sleep_until(next).await;
+        }
+    }
+
+    fn conclude(&mut self, delivery: &Delivery) {
+        let outcome = match (delivery.delivered, delivery.dropped) {
+            (_, 0) => Outcome::Success,
+            (0, _) => Outcome::Failed,
+            (_, _) => Outcome::Partial,
+        };
+        self.stats.count(outcome, delivery.dropped);
+        if let Some(why) = &delivery.why {
+            self.warn(why);
+            return;
+        }
+        self.succeeded = true;
+        if std::mem::take(&mut self.failing) {
+            tracing::info!("metrics are sent to {} again", self.endpoint);
+        }
+    }
+
+    fn warn(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.failing, true) {
+            let endpoint = &self.endpoint;
+            tracing::warn!("metrics cannot be sent to {endpoint}; trying again: {why}");
+        }
+    }
+}
+
+/// How an export goes.
+#[derive(Debug, Default)]
+struct Delivery {
+    delivered: u64,
+    dropped: u64,
+    /// Why something was dropped, last.
+    why: Option<String>,
+    /// Its time is over.
+    given_up: bool,
+}
+
+/// A request was not delivered.
+struct Failure {
+    why: String,
+    /// Nor will others be: the time is over.
+    ended: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_receivers() {
+        for (url, tls, host, port, path, shown) in [
+            (
+                "http://a:4318",
+                false,
+                "a",
+                4318,
+                "/v1/metrics",
+                "http://a:4318",
+            ),
+            (
+                "http://a:4318/",
+                false,
+                "a",
+                4318,
+                "/v1/metrics",
+                "http://a:4318",
+            ),
+            (
+                "https://otlp.example.com",
+                true,
+                "otlp.example.com",
+                443,
+                "/v1/metrics",
+                "https://otlp.example.com",
+            ),
+            (
+                "http://10.0.0.1",
+                false,
+                "10.0.0.1",
+                80,
+                "/v1/metrics",
+                "http://10.0.0.1",
+            ),
+            (
+                "http://[::1]:4318/api/v1/otlp/v1/metrics",
+                false,
+                "::1",
+                4318,
+                "/api/v1/otlp/v1/metrics",
+                "http://[::1]:4318",
+            ),
+            (
+                "https://a/x?token=secret",
+                true,
+                "a",
+                443,
+                "/x?token=secret",
+                "https://a",
+            ),
+            (
+                "https://a?token=secret",
+                true,
+                "a",
+                443,
+                "/v1/metrics?token=secret",
+                "https://a",
+            ),
+        ] {
+            let endpoint: Endpoint = url.parse().unwrap();
+            assert_eq!((endpoint.tls, endpoint.port), (tls, port), "{url}");
+            assert_eq!((&*endpoint.host, &*endpoint.path), (host, path), "{url}");
+            assert_eq!(endpoint.to_string(), shown);
+        }
+        assert!(!"http://a:4317/".parse::<Endpoint>().unwrap().has_path());
+        assert!("http://a:4317/x".parse::<Endpoint>().unwrap().has_path());
+        for url in [
+            "",
+            "a",
+            "a:4318",
+            "grpc://a:4317",
+            "http://",
+            "http:///v1/metrics",
+            "/v1/metrics",
+            "http://a:b",
+            "http://a:0",
+            "http://a:65536",
+            "http://a:",
+            "http://a b",
+            "http://user:secret@a:4318",
+            "http://a:4318#x",
+        ] {
+            assert_eq!(url.parse::<Endpoint>(), Err(EndpointError), "{url:?}");
+        }
+    }
+
+    #[test]
+    fn headers_are_secrets() {
+        let headers: Headers = "Authorization=Bearer%20abc==, x-scope-orgid = team a,"
+            .parse()
+            .unwrap();
+        let text: Vec<_> = headers
+            .0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            text,
+            [
+                ("authorization", "Bearer abc=="),
+                ("x-scope-orgid", "team a")
+            ]
+        );
+        let shown = format!("{headers:?}");
+        assert!(!shown.contains("abc") && !shown.contains("team"), "{shown}");
+        for (text, number) in [
+            ("secret", 1),
+            ("a=b,c d=secret", 2),
+            ("a=%zz", 1),
+            ("a=x\ny", 1),
+        ] {
+            let error = text.parse::<Headers>().unwrap_err();
+            assert_eq!(error, HeadersError::NotAPair(number), "{text}");
+            assert!(!error.to_string().contains("secret"));
+        }
+        for name in ["Content-Type", "host", "grpc-timeout"] {
+            let error = format!("{name}=x").parse::<Headers>().unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "header {} is set by the agent itself; allowed: any other",
+                    name.to_lowercase()
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn outcomes_are_counted() {
+        let stats = Stats::default();
+        assert_eq!(stats.last_success(), None);
+        stats.count(Outcome::Failed, 5);
+        stats.count(Outcome::Partial, 2);
+        assert_eq!(stats.last_success(), None);
+        stats.count(Outcome::Success, 0);
+        stats.count(Outcome::Success, 0);
+        let exports = Outcome::ALL.map(|outcome| stats.exports_total(outcome));
+        assert_eq!((exports, stats.dropped_data_points_total()), ([2, 1, 1], 7));
+        assert!(stats.last_success().is_some());
+    }
+}
