@@ -193,7 +193,9 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         limits: Limits::default(),
         web: web.clone(),
     };
-    web.iter().for_each(|web| web.log());
+    if let Some(web) = &web {
+        web.log();
+    }
     let tls = web.is_some_and(|web| web.current().tls.is_some());
     tracing::info!(
         "serving {}://{}{} after {} ms",

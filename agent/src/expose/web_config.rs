@@ -147,10 +147,7 @@ impl WebConfig {
     ///
     /// # Errors
     /// What is wrong; then what was in force stays so.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "for SIGHUP, which is not caught yet")
-    )]
+    #[cfg(test)]
     pub(crate) fn reload(&self) -> Result<(), WebConfigError> {
         self.read_anew(true)
     }
