@@ -193,9 +193,6 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         limits: Limits::default(),
         web: web.clone(),
     };
-    if let Some(web) = &web {
-        web.log();
-    }
     let tls = web.is_some_and(|web| web.current().tls.is_some());
     tracing::info!(
         "serving {}://{}{} after {} ms",
@@ -220,9 +217,12 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
 
 /// Who may connect, if the configuration has a file that says so.
 fn web(config: &Config, http: &Arc<HttpStats>) -> Result<Option<Arc<WebConfig>>, WebConfigError> {
-    let web = config.web.as_deref();
-    web.map(|path| WebConfig::load(path, Arc::clone(http)).map(Arc::new))
-        .transpose()
+    let Some(path) = &config.web else {
+        return Ok(None);
+    };
+    let web = WebConfig::load(path, Arc::clone(http))?;
+    web.log();
+    Ok(Some(Arc::new(web)))
 }
 
 /// How values are shown.
