@@ -124,7 +124,6 @@ pub(crate) fn check(newest: Option<&Path>) -> anyhow::Result<()> {
     rules.name_what_there_is()?;
     rules.are_explained(&fs::read_to_string(RUNBOOK).context(RUNBOOK)?)?;
     rules.are_tested(&documents("tests")?)?;
-    let files = |folder| paths(folder);
     for promtool in [
         Some(PathBuf::from("promtool")),
         newest.map(|folder| folder.join("promtool")),
@@ -140,10 +139,10 @@ pub(crate) fn check(newest: Option<&Path>) -> anyhow::Result<()> {
                 Command::new(&promtool).args(words).args(files),
             )
         };
-        let mut checked = files("rules")?;
+        let mut checked = paths("rules")?;
         checked.push(CHART_RULES.into());
         run("rules", &["check", "rules"], checked)?;
-        run("rules fire", &["test", "rules"], files("tests")?)?;
+        run("rules fire", &["test", "rules"], paths("tests")?)?;
         for (path, by_own) in CONFIGURATIONS {
             if by_own || !own {
                 run(path, &["check", "config"], vec![path.into()])?;

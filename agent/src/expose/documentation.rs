@@ -5,9 +5,14 @@
 
 use std::{env, fmt::Write, fs, path::Path};
 
-use probes::{BUCKETS, MetricKind, PROBES, Probe, Reason, Verdict, bucket_edge_seconds};
+use probes::{BUCKETS, PROBES, Probe, Reason, Verdict, bucket_edge_seconds};
 
-use super::{format::Format, model::classic_buckets, self_metrics::SELF_METRICS, text::write_real};
+use super::{
+    format::Format,
+    model::{Kind, classic_buckets},
+    self_metrics::SELF_METRICS,
+    text::write_real,
+};
 
 const WRITE: &str = "SENTRY_WRITE_DOCS";
 const README_START: &str = "<!-- metrics -->";
@@ -216,7 +221,7 @@ fn edge(seconds: f64) -> String {
 fn section(probe: &Probe) -> String {
     let mut text = format!("### `{}`: {}\n\n", probe.name, probe.summary);
     let rows = probe.metrics.iter().map(|metric| {
-        let kind = kind(metric.kind).to_owned();
+        let kind = Kind::from(metric.kind).name().to_owned();
         let labels = code_list(metric.labels);
         vec![
             code(metric.name),
@@ -546,7 +551,7 @@ fn short_table() -> String {
         .map(|metric| {
             vec![
                 code(metric.name),
-                kind(metric.kind).to_owned(),
+                Kind::from(metric.kind).name().to_owned(),
                 code_list(metric.labels),
                 metric.help.to_owned(),
             ]
@@ -565,14 +570,6 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         text += &line(&cells);
     }
     text
-}
-
-fn kind(kind: MetricKind) -> &'static str {
-    match kind {
-        MetricKind::Histogram => "histogram",
-        MetricKind::Counter | MetricKind::CounterSeconds => "counter",
-        MetricKind::Gauge => "gauge",
-    }
 }
 
 fn unit(name: &str) -> &'static str {

@@ -7,12 +7,12 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use probes::{Metric, MetricKind};
+use probes::Metric;
 
 use super::{
     HttpStats, Parts, Scrape,
     format::Format,
-    model::{self, Family, Kind, Sample, seconds},
+    model::{self, Family, Sample, seconds},
     otlp, protobuf,
     self_metrics::{Reading, SELF_METRICS},
     text::{self, Dialect},
@@ -273,11 +273,7 @@ impl Part {
         Family {
             name: self.metric.name,
             help: self.metric.help,
-            kind: match self.metric.kind {
-                MetricKind::Histogram => Kind::Histogram,
-                MetricKind::Counter | MetricKind::CounterSeconds => Kind::Counter,
-                MetricKind::Gauge => Kind::Gauge,
-            },
+            kind: self.metric.kind.into(),
         }
     }
 
@@ -311,6 +307,7 @@ fn workload_labels<'a>(owner: &'a Owner, pod_labels: &'a [String]) -> Vec<(&'a s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::expose::model::Kind;
 
     #[test]
     fn values_have_their_kind_and_all_labels() {

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use probes::{BUCKETS, BUCKETS_PER_OCTAVE};
+use probes::{BUCKETS, BUCKETS_PER_OCTAVE, MetricKind};
 
 /// All samples of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,16 @@ pub(crate) enum Kind {
     Gauge,
     /// Durations.
     Histogram,
+}
+
+impl From<MetricKind> for Kind {
+    fn from(kind: MetricKind) -> Self {
+        match kind {
+            MetricKind::Histogram => Self::Histogram,
+            MetricKind::Counter | MetricKind::CounterSeconds => Self::Counter,
+            MetricKind::Gauge => Self::Gauge,
+        }
+    }
 }
 
 impl Kind {

@@ -742,8 +742,9 @@ fn what_is_written_back_belongs_to_the_container_whose_file_it_is() {
         let most = mib * MIB + 512 * 1024;
         assert!((mib * MIB..most).contains(&bytes), "{resident}: {bytes}");
     }
+    // The file system's journal and tables, some 1 MiB: less than any of the files.
     let nobodys = written.get(&Owner::new("", "", "")).copied();
-    assert!(nobodys.unwrap_or_default() < MIB, "{nobodys:?}");
+    assert!(nobodys.unwrap_or_default() < 3 * MIB, "{nobodys:?}");
     let verdict = [("probe", "disk"), ("verdict", "attached")];
     assert_eq!(scrape.value("sentry_probe_up", &verdict), 1.0);
     agent.stop();

@@ -167,21 +167,17 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fmt::Write;
 
-    use probes::{MetricKind, PROBES};
+    use probes::PROBES;
 
     use super::*;
     use crate::expose::{documentation, model::Kind, self_metrics::SELF_METRICS};
 
     /// Name, kind and own labels of all metrics.
     fn metrics() -> Vec<(&'static str, Kind, &'static [&'static str])> {
-        let workloads = PROBES.iter().flat_map(|probe| probe.metrics).map(|metric| {
-            let kind = match metric.kind {
-                MetricKind::Histogram => Kind::Histogram,
-                MetricKind::Counter | MetricKind::CounterSeconds => Kind::Counter,
-                MetricKind::Gauge => Kind::Gauge,
-            };
-            (metric.name, kind, metric.labels)
-        });
+        let workloads = PROBES
+            .iter()
+            .flat_map(|probe| probe.metrics)
+            .map(|metric| (metric.name, metric.kind.into(), metric.labels));
         let own = SELF_METRICS.iter();
         workloads
             .chain(own.map(|metric| (metric.name, metric.kind, metric.labels)))
