@@ -11,6 +11,11 @@ use std::{
     process::{Command, exit},
 };
 
+use object::{
+    build::elf::{Builder, Section, SectionData},
+    elf::SHT_STRTAB,
+};
+
 /// Folders whose programs are an object of their own.
 const APART: [&str; 1] = ["gpu"];
 
@@ -93,7 +98,7 @@ fn compile(
     // v3 has 32-bit registers and jumps, which 5.10 runs; its atomics that return a
     // value need 5.12, so a program with one has a variant without.
     let output = Command::new(&clang)
-        .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror"])
+        .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-fno-addrsig", "-Wall", "-Wextra", "-Werror"])
         .args(includes)
         .arg("-c")
         .arg(&source)
@@ -105,7 +110,8 @@ fn compile(
         })?;
     let messages = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
-        return Ok(());
+        let path = out.join(format!("{object}.bpf.o"));
+        return strip(&path).map_err(|error| format!("{}: {error}", path.display()));
     }
     if messages.contains("bpf/bpf_helpers.h' file not found") {
         return Err("bpf/bpf_helpers.h is missing: install the package libbpf-dev".to_owned());
@@ -116,6 +122,29 @@ fn compile(
         );
     }
     Err(messages.replace('\n', "\ncargo::error="))
+}
+
+/// Removes DWARF, which BTF is made of and nobody reads after that: a third of the file.
+fn strip(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let file = fs::read(path)?;
+    let mut builder = Builder::read(file.as_slice())?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    builder.delete_orphans();
+    // clang keeps the names of sections with those of symbols, which the builder does not.
+    let named = |section: &Section<'_>| matches!(section.data, SectionData::SectionString);
+    if !builder.sections.iter().any(named) {
+        let names = builder.sections.add();
+        names.name = ".shstrtab".into();
+        names.sh_type = SHT_STRTAB;
+        names.data = SectionData::SectionString;
+    }
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    fs::write(path, stripped)?;
+    Ok(())
 }
 
 fn bind(out: &Path, folders: &[String], includes: &[String]) -> Result<(), String> {
