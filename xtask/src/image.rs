@@ -19,7 +19,7 @@ use crate::{as_root, release, step, succeeds, target_folder};
 const LATEST: &str = "sentry:latest";
 
 /// How large an image may be, in bytes.
-const LIMIT: u64 = 15_000_000;
+const LIMIT: u64 = 14_000_000;
 
 /// The capabilities of the program's file, by their numbers in `include/uapi/linux/capability.h`.
 const CAPABILITIES: [(&str, u32); 5] = [
