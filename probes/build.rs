@@ -134,12 +134,12 @@ fn strip(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     builder.delete_orphans();
     // clang keeps the names of sections with those of symbols, which the builder does not.
-    let named = |section: &Section<'_>| matches!(section.data, SectionData::SectionString);
-    if !builder.sections.iter().any(named) {
-        let names = builder.sections.add();
-        names.name = ".shstrtab".into();
-        names.sh_type = SHT_STRTAB;
-        names.data = SectionData::SectionString;
+    let has_names = |section: &Section<'_>| matches!(section.data, SectionData::SectionString);
+    if !builder.sections.iter().any(has_names) {
+        let section = builder.sections.add();
+        section.name = ".shstrtab".into();
+        section.sh_type = SHT_STRTAB;
+        section.data = SectionData::SectionString;
     }
     let mut stripped = Vec::new();
     builder.write(&mut stripped)?;

@@ -495,8 +495,8 @@ mod tests {
         root.config["config"]["User"] = "0".into();
         assert_eq!(refusal(&root), "/User is \"0\" and must be \"65532:65532\"");
         let mut large = image(Some(&good));
-        large.layers[0].resize(15_000_000, 0);
-        assert_eq!(refusal(&large), "15.0 MB, and less than 15 MB are allowed");
+        large.layers[0].resize(14_000_000, 0);
+        assert_eq!(refusal(&large), "14.0 MB, and less than 14 MB are allowed");
         let mut twice = image(Some(&good));
         twice.layers.push(twice.layers[0].clone());
         assert_eq!(refusal(&twice), "its files are [\"sentry\", \"sentry\"]");
