@@ -11,6 +11,7 @@ mod enrich;
 mod expose;
 mod log;
 mod privileges;
+mod reload;
 mod summary;
 
 use std::{
@@ -26,8 +27,8 @@ use std::{
 use anyhow::Context;
 use probes::{Status, cgroup::Events, gpu::Follower};
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, mpsc},
 };
 
 use crate::{
@@ -46,6 +47,9 @@ use crate::{
         verdicts::Verdicts,
         web_config::{WebConfig, WebConfigError},
     },
+    log::Log,
+    privileges::Reloads,
+    reload::Reloader,
     summary::Summary,
 };
 
@@ -64,15 +68,14 @@ const WALK_INTERVAL: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     probes::bound_allocator();
-    let options: Vec<ProbeOptions> = probes::PROBES
-        .iter()
-        .map(|probe| ProbeOptions::from(*probe))
-        .collect();
-    let outcome = match config::load(env::args_os(), env::vars_os(), &options) {
-        Ok(Command::Check(config, format)) => check::run(&config, format),
-        Ok(Command::Agent(config)) => run(&config).map(|()| ExitCode::SUCCESS),
-        Err(error) => return error.report(),
-    };
+    // A signal to reload must not end the agent, however early it comes.
+    let outcome = Runtime::new().and_then(|runtime| {
+        Ok(match load() {
+            Ok(Command::Check(config, format)) => check::run(&config, format)?,
+            Ok(Command::Agent(config)) => run(config, runtime).map(|()| ExitCode::SUCCESS)?,
+            Err(error) => error.report(),
+        })
+    });
     outcome.unwrap_or_else(|error| {
         eprintln!("sentry: {error:#}");
         let attach = error.downcast_ref::<AttachError>();
@@ -90,19 +93,45 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(config: &Config) -> anyhow::Result<()> {
-    log::init(config.log_level, config.log_format);
+/// Reads the command line, the environment and the file that they name. The first two stay what they are.
+fn load() -> Result<Command, config::Error> {
+    let options: Vec<ProbeOptions> = probes::PROBES
+        .iter()
+        .map(|probe| ProbeOptions::from(*probe))
+        .collect();
+    config::load(env::args_os(), env::vars_os(), &options)
+}
+
+/// Where the agent runs, and the signals that it is told by to reload.
+struct Runtime {
+    runtime: tokio::runtime::Runtime,
+    hangup: Signal,
+}
+
+impl Runtime {
+    fn new() -> anyhow::Result<Self> {
+        let runtime = expose::runtime().context("cannot start the runtime")?;
+        let hangup = {
+            let _within = runtime.enter();
+            signal(SignalKind::hangup()).context("SIGHUP")?
+        };
+        Ok(Self { runtime, hangup })
+    }
+}
+
+fn run(config: Config, Runtime { runtime, hangup }: Runtime) -> anyhow::Result<()> {
+    let log = log::init(config.log_level, config.log_format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     privileges::raise()?;
-    let runtime = expose::runtime().context("cannot start the runtime")?;
-    let outcome = runtime.block_on(agent(config));
+    let outcome = runtime.block_on(agent(config, hangup, log));
     runtime.shutdown_background();
     outcome
 }
 
-async fn agent(config: &Config) -> anyhow::Result<()> {
+async fn agent(config: Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
+    let config = &config;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let (started, started_at) = (Instant::now(), SystemTime::now());
@@ -136,8 +165,8 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     attach::forced_hooks_left_something(config, &statuses)?;
     // No thread was made so far, and all that are have what this one keeps.
     let files = web.as_deref().map(WebConfig::files).unwrap_or_default();
-    let closed = privileges::closed(&files)?;
-    let kept = privileges::reduce(&kernel, &config.procfs, &config.rootfs, closed)?;
+    let reloads = Reloads::new(config, &files)?;
+    let kept = privileges::reduce(&kernel, &config.procfs, &config.rootfs, reloads)?;
     tracing::info!("capabilities kept: {kept}");
     if let Some(missed) = &kept.missed {
         tracing::warn!("{missed}");
@@ -176,16 +205,30 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
 
     // totals -> the outside
     let statuses = lock(&collector).statuses();
+    let reloads = Arc::new(reload::Stats::new());
     let metrics = Arc::new(Metrics(Source {
-        collector,
+        collector: Arc::clone(&collector),
         http: Arc::clone(&http),
         procfs: config.procfs.clone(),
-        shape: Arc::new(shape(config)),
+        shape: Mutex::new(Arc::new(Shape::new(config))),
         run_stats: config.bpf_stats,
+        reloads: Arc::clone(&reloads),
         otlp: exporter.as_ref().map(Exporter::stats),
     }));
     let pushing = push(exporter, &metrics)?;
+    let (reload, requests) = mpsc::channel(1);
+    let reloader = Reloader {
+        current: config.clone(),
+        load: Box::new(load_anew),
+        collector,
+        metrics: Arc::clone(&metrics),
+        web: web.clone(),
+        log,
+        stats: reloads,
+    };
+    tokio::spawn(reload::follow(reloader, hangup, requests));
     let exposed = Exposed {
+        reload: config.lifecycle.then_some(reload),
         readiness: Arc::new(Verdicts(statuses)),
         scrape: metrics,
         stats: http,
@@ -225,13 +268,11 @@ fn web(config: &Config, http: &Arc<HttpStats>) -> Result<Option<Arc<WebConfig>>,
     Ok(Some(Arc::new(web)))
 }
 
-/// How values are shown.
-fn shape(config: &Config) -> Shape {
-    Shape {
-        buckets_per_octave: config.buckets_per_octave,
-        classic_histograms: config.classic_histograms,
-        created: config.created,
-        pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
+/// The configuration as it is by now.
+fn load_anew() -> Result<Config, String> {
+    match load() {
+        Ok(Command::Agent(config) | Command::Check(config, _)) => Ok(config),
+        Err(error) => Err(error.to_string()),
     }
 }
 

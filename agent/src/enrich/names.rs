@@ -149,7 +149,7 @@ pub(crate) struct Names {
     mounts: Vec<Mount>,
     pods: Option<Arc<Watch>>,
     rootfs: PathBuf,
-    detail: Detail,
+    detail: Mutex<Detail>,
 }
 
 impl Names {
@@ -161,7 +161,7 @@ impl Names {
             mounts: sources.mounts,
             pods: sources.pods,
             rootfs: sources.rootfs,
-            detail: sources.detail,
+            detail: Mutex::new(sources.detail),
         };
         names.walk(&[]);
         names
@@ -271,7 +271,24 @@ impl Names {
     /// Whether workloads share labels by design, so that one that is renamed must not take along what
     /// the labels have counted.
     pub(crate) fn labels_are_shared(&self) -> bool {
-        self.detail.aggregate != Aggregate::Container
+        self.detail().aggregate != Aggregate::Container
+    }
+
+    fn detail(&self) -> Detail {
+        *lock(&self.detail)
+    }
+
+    /// What a set of labels stands for from now on. Whether that is something else than before.
+    pub(crate) fn aggregate_by(&self, aggregate: Aggregate) -> bool {
+        let before = std::mem::replace(&mut lock(&self.detail).aggregate, aggregate);
+        before != aggregate
+    }
+
+    /// How long the names of deleted pods are known from now on.
+    pub(crate) fn retain(&self, retention: Duration) {
+        if let Some(watch) = &self.pods {
+            watch.pods().retain(retention);
+        }
     }
 
     /// The watch of pods, where there is one.
@@ -286,6 +303,7 @@ impl Names {
             states: lock(&self.states),
             cgroups: lock(&self.cgroups),
             pods: self.pods.as_ref().map(|watch| watch.pods()),
+            detail: self.detail(),
             names: self,
         }
     }
@@ -293,7 +311,7 @@ impl Names {
     /// Whose the events are that found no room.
     pub(crate) fn other(&self) -> Named {
         Named {
-            owner: Arc::new(self.detail.bare(OTHER.to_owned())),
+            owner: Arc::new(self.detail().bare(OTHER.to_owned())),
             certainty: Certainty::Full,
         }
     }
@@ -306,6 +324,7 @@ pub(crate) struct Look<'n> {
     states: MutexGuard<'n, States>,
     cgroups: MutexGuard<'n, Cgroups>,
     pods: Option<MutexGuard<'n, Pods>>,
+    detail: Detail,
     names: &'n Names,
 }
 
@@ -337,7 +356,7 @@ impl Look<'_> {
         let path = self.cgroups.path(workload);
         let Some(path) = path.filter(|path| path.starts_with('/')) else {
             return Named {
-                owner: Arc::new(self.names.detail.unknown(workload)),
+                owner: Arc::new(self.detail.unknown(workload)),
                 certainty: Certainty::Unknown,
             };
         };
@@ -346,7 +365,7 @@ impl Look<'_> {
         let (found, certainty) = find(&path, self.pods.as_deref(), |runtime, id| {
             states.of(rootfs, runtime, id)
         });
-        let owner = found.labels(&path, self.names.detail);
+        let owner = found.labels(&path, self.detail);
         Named {
             owner: Arc::new(owner),
             certainty,

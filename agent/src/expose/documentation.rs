@@ -313,7 +313,7 @@ fn agent() -> String {
     )
 }
 
-const VERDICTS: [(Verdict, &str); 4] = [
+const VERDICTS: [(Verdict, &str); 5] = [
     (Verdict::Attached, "All that the probe measures is measured"),
     (
         Verdict::Degraded,
@@ -324,9 +324,13 @@ const VERDICTS: [(Verdict, &str); 4] = [
         "This kernel cannot run the probe, or there is nothing here that it could be attached to",
     ),
     (Verdict::Failed, "The probe should run here and does not"),
+    (
+        Verdict::Off,
+        "The configuration leaves the probe out, and a reload may bring it back; what it has counted stays",
+    ),
 ];
 
-const REASONS: [Reason; 17] = [
+const REASONS: [Reason; 18] = [
     Reason::Ok,
     Reason::NoBtf,
     Reason::NoHook,
@@ -344,6 +348,7 @@ const REASONS: [Reason; 17] = [
     Reason::NoCuda,
     Reason::NoMappingEvents,
     Reason::PidNamespace,
+    Reason::TurnedOff,
 ];
 
 /// A reason in words. A new one does not compile before it has its line here; it belongs into
@@ -380,6 +385,9 @@ fn meaning(reason: Reason) -> &'static str {
         }
         Reason::PidNamespace => {
             "The agent sees only the processes of its own PID namespace: it needs the host's (`hostPID`)"
+        }
+        Reason::TurnedOff => {
+            "The file of `--config.file` leaves the probe out of `probes`; its programs are not attached"
         }
     }
 }

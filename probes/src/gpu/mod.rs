@@ -135,6 +135,7 @@ pub(crate) const PROBE: Probe = Probe {
         },
     ],
     fallback: None,
+    in_flight: &[],
     deferred: Some("no process maps libcudart or libcuda"),
     histograms: 0,
     counters: 0,

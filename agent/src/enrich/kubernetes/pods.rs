@@ -82,6 +82,11 @@ impl Pods {
         }
     }
 
+    /// How long deleted pods are known from now on.
+    pub(crate) fn retain(&mut self, retention: Duration) {
+        self.retention = retention;
+    }
+
     /// The pod and the name of a container by its id, without the runtime's scheme.
     pub(crate) fn by_container(&self, id: &str) -> Option<(Arc<PodNames>, Arc<str>)> {
         let container = self.by_container.get(id)?;
