@@ -505,6 +505,12 @@ impl Collector {
                 refused = Some(TurnOnError { probe, detail });
                 break;
             }
+            if installed.probe.deferred.is_some()
+                && let Some(GpuProcesses { gpu, totals, .. }) = &mut self.gpu
+            {
+                gpu.turn(true);
+                totals.resume(Instant::now());
+            }
             turned.push(probe);
         }
         match refused {
@@ -519,18 +525,22 @@ impl Collector {
     /// Detaches these probes; what they have counted stays.
     pub(crate) fn turn_off(&mut self, probes: &[&str]) {
         for Probe { installed, .. } in &mut self.probes {
-            if probes.contains(&installed.probe.name) {
-                self.programs.turn_off(installed);
+            if !probes.contains(&installed.probe.name) {
+                continue;
+            }
+            self.programs.turn_off(installed);
+            if installed.probe.deferred.is_some()
+                && let Some(GpuProcesses { gpu, .. }) = &self.gpu
+            {
+                gpu.turn(false);
             }
         }
     }
 
     /// Goes on by a new configuration, whose probes are [`Self::turn_on`] already.
     pub(crate) fn reconfigure(&mut self, config: &Config) {
-        let unwanted = self.probes.iter().map(|probe| probe.installed.probe);
-        let unwanted = unwanted.filter(|probe| probe.deferred.is_none());
-        let unwanted = unwanted.map(|probe| probe.name);
-        let unwanted: Vec<_> = unwanted
+        let probes = self.probes.iter().map(|probe| probe.installed.probe.name);
+        let unwanted: Vec<_> = probes
             .filter(|name| config.probes.iter().all(|wanted| wanted != name))
             .collect();
         self.turn_off(&unwanted);
@@ -585,8 +595,8 @@ impl Collector {
             return Ok(());
         };
         let probe = &mut self.probes[*probe];
-        let status = gpu.status();
-        if !same(&status, &probe.installed.status) {
+        let (status, is_on) = (gpu.status(), probe.installed.is_on());
+        if is_on && !same(&status, &probe.installed.status) {
             log::verdict(&status);
             publish(&self.statuses, &status);
             probe.installed.status = status;
@@ -610,7 +620,10 @@ impl Collector {
         };
         let rested = totals.take_in(processes, owner, renames, clock, &mut probe.sums, outcome);
         drop(look);
-        self.evicted += totals.forget(now, self.retention, self.retained_max);
+        // A probe that is off sees no process, and those that it saw may live.
+        if is_on {
+            self.evicted += totals.forget(now, self.retention, self.retained_max);
+        }
         let mut failed = None;
         for process in rested {
             match gpu.recycle(&process) {

@@ -218,6 +218,7 @@ async fn agent(config: Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
     let pushing = push(exporter, &metrics)?;
     let (reload, requests) = mpsc::channel(1);
     let reloader = Reloader {
+        started: config.probes.clone(),
         current: config.clone(),
         load: Box::new(load_anew),
         collector,

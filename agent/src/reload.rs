@@ -144,21 +144,21 @@ pub(crate) enum ReloadError {
     Ending,
 }
 
-/// The settings that change.
+/// The settings that change, of an agent that was started with these probes.
 ///
 /// # Errors
 /// Those that need a restart to.
-fn plan(old: &Config, new: &Config) -> Result<Vec<&'static str>, ReloadError> {
+fn plan(started: &[String], old: &Config, new: &Config) -> Result<Vec<&'static str>, ReloadError> {
     let changed = SETTINGS
         .iter()
         .filter(|setting| (setting.differs)(old, new));
     let (at_once, restart): (Vec<&Setting>, Vec<&Setting>) =
         changed.partition(|setting| setting.reach == Reach::AtOnce);
     let restart = restart.iter().map(|setting| setting.key.to_owned());
-    // It has a thread, and what processes were at when it was turned off it could not tell when it is on again.
+    // Nothing was made ready for it, and what looking for programs takes was given up.
     let deferred = probes::PROBES.iter().filter(|probe| {
-        let has = |config: &Config| config.probes.iter().any(|name| name == probe.name);
-        probe.deferred.is_some() && has(old) != has(new)
+        let among = |names: &[String]| names.iter().any(|name| name == probe.name);
+        probe.deferred.is_some() && among(&new.probes) && !among(started)
     });
     let deferred = deferred.map(|probe| format!("{} in probes", probe.name));
     let refused: Vec<String> = restart.chain(deferred).collect();
@@ -196,6 +196,10 @@ impl Stats {
         self.last_failed.store(false, Ordering::Relaxed);
     }
 
+    fn failed(&self) {
+        self.last_failed.store(true, Ordering::Relaxed);
+    }
+
     /// Whether what was last read is in force.
     pub(crate) fn last_was_successful(&self) -> bool {
         !self.last_failed.load(Ordering::Relaxed)
@@ -212,6 +216,8 @@ pub(crate) type Load = Box<dyn Fn() -> Result<Config, String> + Send>;
 
 /// What brings a configuration into force.
 pub(crate) struct Reloader {
+    /// The probes that the agent was started with.
+    pub(crate) started: Vec<String>,
     /// What is in force.
     pub(crate) current: Config,
     pub(crate) load: Load,
@@ -235,7 +241,7 @@ impl Reloader {
                 tracing::info!("{done}");
             }
             Err(error) => {
-                self.stats.last_failed.store(true, Ordering::Relaxed);
+                self.stats.failed();
                 tracing::warn!(
                     "the configuration was not read anew: {error}; what was in force before stays so"
                 );
@@ -246,7 +252,7 @@ impl Reloader {
 
     fn attempt(&mut self) -> Result<String, ReloadError> {
         let next = (self.load)().map_err(ReloadError::Config)?;
-        let changed = plan(&self.current, &next)?;
+        let changed = plan(&self.started, &self.current, &next)?;
         // What can fail comes first, and is taken back when what follows fails.
         let turned_on = lock(&self.collector).turn_on(&next.probes)?;
         if let Some(web) = &self.web
@@ -296,5 +302,148 @@ pub(crate) async fn follow(
             (Ok(_), None) => {}
             (Err(error), _) => tracing::error!(%error, "a reload was cut off"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+    use crate::{config, expose::documentation};
+
+    /// Each key with two values. Some have an effect only beside others.
+    const CHANGES: &[(&str, &str, &str)] = &[
+        ("aggregate-by", "container", "pod"),
+        ("bpf.stats", "false", "true"),
+        ("btf", "/a", "/b"),
+        ("disk.hook", "auto", "raw_tp"),
+        ("gpu.hook", "auto", "uprobe"),
+        ("kubernetes.kubeconfig", "/a", "/b"),
+        ("kubernetes.node", "node-1", "node-2"),
+        ("kubernetes.pod-labels", "app", "app,team"),
+        ("log.format", "text", "json"),
+        ("log.level", "info", "debug"),
+        ("metrics.buckets-per-octave", "1", "4"),
+        ("metrics.classic-histograms", "true", "false"),
+        ("metrics.created", "false", "true"),
+        ("otlp.ca-file", "/a", "/b"),
+        ("otlp.endpoint", "http://a:4318", "http://b:4318"),
+        ("otlp.headers", "a=b", "a=c"),
+        ("otlp.interval", "60s", "10s"),
+        ("otlp.protocol", "http/protobuf", "grpc"),
+        ("path.procfs", "/a", "/b"),
+        ("path.rootfs", "/a", "/b"),
+        ("path.sysfs", "/a", "/b"),
+        ("probes", "tcp,disk", "tcp"),
+        ("series.max", "256", "512"),
+        ("series.retention", "2m", "3m"),
+        ("tcp.hook", "auto", "kprobe"),
+        ("web.config.file", "/a", "/b"),
+        ("web.enable-lifecycle", "false", "true"),
+        ("web.listen-address", "127.0.0.1:1", "127.0.0.1:2"),
+        ("web.telemetry-path", "/a", "/b"),
+    ];
+
+    fn file(values: &[(&str, &str)]) -> Config {
+        let lines = values
+            .iter()
+            .map(|(key, value)| format!("{key}: \"{value}\"\n"));
+        config::of_file(&lines.collect::<String>()).unwrap()
+    }
+
+    fn planned(old: &Config, new: &Config) -> Result<Vec<&'static str>, String> {
+        plan(&old.probes, old, new).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_key_is_in_force_at_once_or_needs_a_restart() {
+        let keys: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
+        assert_eq!(keys, config::keys());
+        let keys: Vec<&str> = CHANGES.iter().map(|(key, ..)| *key).collect();
+        assert_eq!(keys, config::keys());
+
+        let before: Vec<(&str, &str)> = CHANGES.iter().map(|(key, one, _)| (*key, *one)).collect();
+        for (setting, (key, _, other)) in SETTINGS.iter().zip(CHANGES) {
+            let mut after = before.clone();
+            for pair in after.iter_mut().filter(|pair| pair.0 == *key) {
+                pair.1 = *other;
+            }
+            let expected = match setting.reach {
+                Reach::AtOnce => Ok(vec![*key]),
+                Reach::Restart => Err(format!(
+                    "config file sentry.yaml: {key}: a change of this needs a restart"
+                )),
+            };
+            let (before, after) = (file(&before), file(&after));
+            assert_eq!(planned(&before, &after), expected);
+            assert_eq!(planned(&after, &before), expected);
+            assert_eq!(planned(&after, &after), Ok(Vec::new()));
+        }
+    }
+
+    #[test]
+    fn one_that_needs_a_restart_holds_all_back() {
+        let before = file(&[]);
+        let after = file(&[("log.level", "debug"), ("series.max", "512"), ("btf", "/b")]);
+        assert_eq!(
+            planned(&before, &after).unwrap_err(),
+            "config file sentry.yaml: btf, series.max: a change of this needs a restart"
+        );
+    }
+
+    #[test]
+    fn a_deferred_probe_comes_back_where_it_was_at_the_start() {
+        let probes = |names: &str| file(&[("probes", names)]);
+        let (all, some) = (probes("tcp,disk,gpu"), probes("tcp"));
+        let at_once = Ok(vec!["probes"]);
+        assert_eq!(plan(&all.probes, &all, &some), at_once);
+        assert_eq!(plan(&all.probes, &some, &all), at_once);
+        assert_eq!(
+            plan(&some.probes, &some, &all).unwrap_err().to_string(),
+            "config file sentry.yaml: gpu in probes: a change of this needs a restart"
+        );
+        // Another order is no change.
+        assert_eq!(planned(&all, &probes("gpu, disk, tcp")), Ok(Vec::new()));
+        let reordered = probes("disk,gpu,tcp");
+        assert_eq!(plan(&some.probes, &reordered, &some), at_once);
+    }
+
+    #[test]
+    fn success_and_failure_are_remembered() {
+        let stats = Stats::new();
+        assert!(stats.last_was_successful());
+        assert!(stats.last_success_seconds() > 1_700_000_000);
+        stats.success_seconds.store(7, Ordering::Relaxed);
+        stats.failed();
+        assert!(!stats.last_was_successful());
+        assert_eq!(stats.last_success_seconds(), 7);
+        stats.succeeded();
+        assert!(stats.last_was_successful());
+        assert!(stats.last_success_seconds() > 1_700_000_000);
+    }
+
+    #[test]
+    fn the_two_lists_are_documented() {
+        let mut text = String::from("| Setting | A change is in force |\n| --- | --- |\n");
+        for Setting { key, reach, .. } in SETTINGS {
+            let when = match (reach, *key) {
+                (Reach::AtOnce, "probes") => {
+                    "with the reload; `gpu` only where the agent was started with it"
+                }
+                (Reach::AtOnce, _) => "with the reload",
+                (Reach::Restart, "web.config.file") => {
+                    "after a restart; what the file says with the reload, and by itself"
+                }
+                (Reach::Restart, _) => "after a restart",
+            };
+            writeln!(text, "| `{key}` | {when} |").unwrap();
+        }
+        documentation::hold_between(
+            "docs/reload.md",
+            "<!-- settings -->",
+            "<!-- /settings -->",
+            &text,
+        );
     }
 }

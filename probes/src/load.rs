@@ -652,7 +652,7 @@ impl Programs {
     }
 
     /// Takes a probe's programs away from their hooks. They stay loaded, and what they have counted stays in its
-    /// cells. A deferred probe has none here.
+    /// cells. A deferred probe has none here: see [`crate::gpu::Gpu::turn`].
     pub fn turn_off(&mut self, installed: &mut Installed) {
         if !installed.is_on() {
             return;
@@ -661,6 +661,8 @@ impl Programs {
         for loaded in self.loaded.iter_mut().filter(of_probe) {
             installed.has_run |= loaded.link.take().is_some();
         }
+        let is_deferred = installed.probe.deferred.is_some();
+        installed.has_run |= is_deferred && installed.status.verdict.is_up();
         let off = Status::turned_off(&installed.status);
         installed.when_on = Some(std::mem::replace(&mut installed.status, off));
     }

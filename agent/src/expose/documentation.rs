@@ -44,7 +44,7 @@ fn hold(path: &Path, wanted: impl FnOnce(&str) -> String) {
 }
 
 /// Holds a file of the repository to what is between two marks of it.
-pub(super) fn hold_between(path: &str, start: &str, end: &str, content: &str) {
+pub(crate) fn hold_between(path: &str, start: &str, end: &str, content: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     hold(&root.join(path), |text| {
         assert!(text.contains(start), "{path} has no {start}");

@@ -7,7 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use probes::Metric;
+use probes::{Metric, MetricKind};
 
 use super::{
     HttpStats, Parts, Scrape,
@@ -202,6 +202,10 @@ impl Source {
         for (index, probe) in collector.probes().iter().enumerate() {
             let has_counted = probe.installed.has_counted();
             for (number, metric) in probe.installed.probe.metrics.iter().enumerate() {
+                // What is there now nobody knows of a probe that is off; what was counted stays.
+                if metric.kind == MetricKind::Gauge && !probe.installed.is_on() {
+                    continue;
+                }
                 let shown = collector.shown(index, number);
                 // A probe that does not run has no values; a zero would look like one. The gpu
                 // probe may have run until its last process ended.

@@ -2,7 +2,7 @@
 
 pub(crate) mod bind;
 #[cfg(test)]
-mod documentation;
+pub(crate) mod documentation;
 pub(crate) mod format;
 pub(crate) mod http;
 #[cfg(test)]
