@@ -95,6 +95,7 @@ pub(crate) enum Command {
 
 /// All settings, with every layer merged and every value validated.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting")]
 pub(crate) struct Config {
     /// Where the web server listens.
     pub(crate) listen: SocketAddr,
@@ -271,6 +272,7 @@ enum Action {
 }
 
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 struct Flags {
     /// YAML file with any of the settings below; none is read by default
     #[arg(id = CONFIG_FILE, long = CONFIG_FILE, value_name = "PATH")]
@@ -2113,7 +2115,7 @@ mod tests {
                 ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
                  metrics.buckets-per-octave, metrics.classic-histograms, metrics.created, otlp.ca-file, otlp.endpoint, otlp.headers, \
                  otlp.interval, otlp.protocol, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
-                 tcp.hook, web.config.file, web.listen-address, web.telemetry-path",
+                 tcp.hook, web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
             ),
             (
                 "web.listenaddress:",
@@ -2125,11 +2127,11 @@ mod tests {
             ),
             (
                 "web: x",
-                ":1: web: a section, which has no value; allowed: web.config.file, web.listen-address, web.telemetry-path",
+                ":1: web: a section, which has no value; allowed: web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
             ),
             (
                 "web: [x]",
-                ":1: web: a section, which has no value; allowed: web.config.file, web.listen-address, web.telemetry-path",
+                ":1: web: a section, which has no value; allowed: web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
             ),
             (
                 "log.level: {a: b}",
@@ -2231,6 +2233,8 @@ mod tests {
             command.unwrap(),
             Command::Agent(Config {
                 series_max: 100,
+                file: Some(path),
+                probes_of_file: true,
                 ..defaults()
             })
         );

@@ -25,7 +25,7 @@ use std::{
 };
 
 use anyhow::Context;
-use probes::{Status, cgroup::Events, gpu::Follower};
+use probes::{Kernel, Status, cgroup::Events, gpu::Follower};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
@@ -48,7 +48,7 @@ use crate::{
         web_config::{WebConfig, WebConfigError},
     },
     log::Log,
-    privileges::Reloads,
+    privileges::{PrivilegesError, Reloads},
     reload::Reloader,
     summary::Summary,
 };
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     let outcome = Runtime::new().and_then(|runtime| {
         Ok(match load() {
             Ok(Command::Check(config, format)) => check::run(&config, format)?,
-            Ok(Command::Agent(config)) => run(config, runtime).map(|()| ExitCode::SUCCESS)?,
+            Ok(Command::Agent(config)) => run(&config, runtime).map(|()| ExitCode::SUCCESS)?,
             Err(error) => error.report(),
         })
     });
@@ -119,7 +119,7 @@ impl Runtime {
     }
 }
 
-fn run(config: Config, Runtime { runtime, hangup }: Runtime) -> anyhow::Result<()> {
+fn run(config: &Config, Runtime { runtime, hangup }: Runtime) -> anyhow::Result<()> {
     let log = log::init(config.log_level, config.log_format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -130,8 +130,7 @@ fn run(config: Config, Runtime { runtime, hangup }: Runtime) -> anyhow::Result<(
     outcome
 }
 
-async fn agent(config: Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
-    let config = &config;
+async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let (started, started_at) = (Instant::now(), SystemTime::now());
@@ -141,13 +140,7 @@ async fn agent(config: Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
     // Files of authorities are read with all privileges.
     let exporter = exporter(config, started_at)?;
     // Held as long as the agent runs.
-    let _run_stats = config
-        .bpf_stats
-        .then(|| {
-            probes::enable_run_stats()
-                .context("--bpf.stats: the kernel's statistics cannot be switched on")
-        })
-        .transpose()?;
+    let _run_stats = run_stats(config)?;
 
     // kernel -> mapped cells
     let attach::Attached {
@@ -164,13 +157,7 @@ async fn agent(config: Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
     statuses.iter().for_each(log::verdict);
     attach::forced_hooks_left_something(config, &statuses)?;
     // No thread was made so far, and all that are have what this one keeps.
-    let files = web.as_deref().map(WebConfig::files).unwrap_or_default();
-    let reloads = Reloads::new(config, &files)?;
-    let kept = privileges::reduce(&kernel, &config.procfs, &config.rootfs, reloads)?;
-    tracing::info!("capabilities kept: {kept}");
-    if let Some(missed) = &kept.missed {
-        tracing::warn!("{missed}");
-    }
+    reduce_privileges(config, web.as_deref(), &kernel)?;
 
     // cgroup ids -> names
     let names = Arc::new(name(config, cgroup_events, mounts)?);
@@ -238,13 +225,10 @@ async fn agent(config: Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
         web: web.clone(),
     };
     let tls = web.is_some_and(|web| web.current().tls.is_some());
-    tracing::info!(
-        "serving {}://{}{} after {} ms",
-        if tls { "https" } else { "http" },
-        listener.local_addr()?,
-        config.telemetry_path,
-        started.elapsed().as_millis()
-    );
+    let scheme = if tls { "https" } else { "http" };
+    let (address, path) = (listener.local_addr()?, &config.telemetry_path);
+    let took = started.elapsed().as_millis();
+    tracing::info!("serving {scheme}://{address}{path} after {took} ms");
     let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -256,6 +240,30 @@ async fn agent(config: Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
         pushing.stop().await;
     }
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Has the kernel count the runs of programs while what this gives is held, if the configuration wants it.
+fn run_stats(config: &Config) -> anyhow::Result<Option<OwnedFd>> {
+    let run_stats = config.bpf_stats.then(probes::enable_run_stats);
+    run_stats
+        .transpose()
+        .context("--bpf.stats: the kernel's statistics cannot be switched on")
+}
+
+/// Gives up what neither that which is attached nor a reload needs.
+fn reduce_privileges(
+    config: &Config,
+    web: Option<&WebConfig>,
+    kernel: &Kernel,
+) -> Result<(), PrivilegesError> {
+    let files = web.map(WebConfig::files).unwrap_or_default();
+    let reloads = Reloads::new(config, &files)?;
+    let kept = privileges::reduce(kernel, &config.procfs, &config.rootfs, reloads)?;
+    tracing::info!("capabilities kept: {kept}");
+    if let Some(missed) = &kept.missed {
+        tracing::warn!("{missed}");
+    }
     Ok(())
 }
 

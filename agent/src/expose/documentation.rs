@@ -109,7 +109,7 @@ fn workloads() -> String {
          where labels are shared (`--aggregate-by` other than `container`) only with what it counts from then on, so that no sum falls.\n\
          - A series stays for `--series.retention` after its cgroup, or of `gpu` its last process, is gone, then it is dropped. \
          A gauge is 0 meanwhile.\n\
-         - A series appears with its first event. A probe that does not run has no metrics: look at \
+         - A series appears with its first event. A probe that does not run has no metrics, but one that was turned off keeps its counts: look at \
          `sentry_probe_up`.\n\n\
          A name, a label, a type or a help text that is here stays; a change to one stands in [CHANGELOG.md](../CHANGELOG.md).\n\n",
         table(

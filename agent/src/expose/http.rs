@@ -463,6 +463,17 @@ mod tests {
     }
 
     #[test]
+    fn reloads_are_off_by_default() {
+        let server = server();
+        let mut client = Client::connect(server.address);
+        for (method, status) in [("POST", 403), ("PUT", 403), ("GET", 405), ("DELETE", 405)] {
+            client.request(method, "/-/reload", "");
+            let answer = client.answer();
+            assert_eq!(answer.status, status, "{method}");
+        }
+    }
+
+    #[test]
     fn the_telemetry_path_is_configurable() {
         let server = Server::start_at("/a/m", || SCRAPE.to_owned(), quick());
         let mut client = Client::connect(server.address);
