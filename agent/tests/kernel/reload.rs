@@ -21,12 +21,12 @@ const SUCCESSFUL: &str = "sentry_config_last_reload_successful";
 const SUCCESS_TIME: &str = "sentry_config_last_reload_success_timestamp_seconds";
 
 /// A configuration file, and the agent that runs by it.
-struct Site {
+pub(crate) struct Site {
     folder: Folder,
 }
 
 impl Site {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let site = Self {
             folder: Folder::new(),
         };
@@ -45,12 +45,12 @@ impl Site {
         fs::rename(new, self.file()).unwrap();
     }
 
-    fn agent(&self, flags: &str) -> Agent {
+    pub(crate) fn agent(&self, flags: &str) -> Agent {
         Agent::start(&format!("--config.file {} {flags}", self.file().display()))
     }
 
     /// Has the file read anew, and waits for what the log says of it.
-    fn reload(&self, agent: &Agent, text: &str) -> String {
+    pub(crate) fn reload(&self, agent: &Agent, text: &str) -> String {
         self.write(text);
         let before = outcomes(agent).len();
         agent.signal(Signal::HUP);
@@ -103,7 +103,7 @@ fn verdict(scrape: &Exposition, probe: &str) -> (String, f64) {
 }
 
 /// How many programs the agent holds at their hooks, as links of the kernel.
-fn links(agent: &Agent) -> usize {
+pub(crate) fn links(agent: &Agent) -> usize {
     let folder = format!("/proc/{}/fdinfo", agent.pid());
     let entries = fs::read_dir(folder).unwrap().flatten();
     let texts = entries.filter_map(|entry| fs::read_to_string(entry.path()).ok());
