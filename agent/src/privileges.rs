@@ -262,8 +262,8 @@ impl<'a> Later<'a> {
         let mut probes = kernel.probes.iter();
         let by_perf = probes.clone().filter(|installed| {
             // What is attached otherwise is loaded, and attaching it takes no more.
-            let hook = installed.status_when_on().hook;
-            reloads.probes && PERF_HOOKS.contains(&hook)
+            let status = installed.status_when_on();
+            reloads.probes && status.verdict.is_up() && PERF_HOOKS.contains(&status.hook)
         });
         let by_perf = by_perf.map(|installed| installed.probe.name).collect();
         let gpu = probes
@@ -297,7 +297,7 @@ impl<'a> Later<'a> {
         });
         let anew = (!self.by_perf.is_empty()).then(|| {
             format!(
-                "{} can be turned off and on again, and attaches by perf_event_open()",
+                "{}: attached by perf_event_open() each time that a reload turns it on",
                 self.by_perf.join(", ")
             )
         });
@@ -702,6 +702,24 @@ mod tests {
             format!("CAP_SYS_ADMIN ({maps}; {later})")
         );
         assert_eq!(describe(&[]), "none");
+    }
+
+    #[test]
+    fn what_is_attached_by_perf_events_again_takes_one() {
+        let later = Later {
+            release: "6.18.0",
+            by_perf: vec!["tcp", "disk"],
+            ..Later::default()
+        };
+        assert_eq!(
+            describe(&keep(FULL, &later)),
+            "CAP_PERFMON (tcp, disk: attached by perf_event_open() each time that a reload turns it on)"
+        );
+        // Where it stood for all, it stays.
+        assert_eq!(
+            capabilities(CapabilitySet::SYS_ADMIN, &later),
+            [CapabilitySet::SYS_ADMIN]
+        );
     }
 
     fn gpu(release: &str, perf_uprobes: bool) -> Later<'_> {

@@ -7,8 +7,9 @@ use crate::exposition::Exposition;
 use crate::host::{
     Folder, IoController, disk_cgroup, label, output, socket_cgroup, turn, wait_for,
 };
+use crate::lifecycle::as_nobody;
 use crate::load::{self, Server, assert_all};
-use crate::privileges::{BOTH, assert_left, mask, said_to_be_kept};
+use crate::privileges::{BOTH, PERFMON, assert_left, mask, said_to_be_kept};
 use rustix::process::{Pid, Signal, kill_process};
 use sentry_bench::sandbox::{Cgroup, LoopDevice};
 use std::fs::{self, File};
@@ -219,6 +220,46 @@ fn a_probe_that_was_off_at_the_start_is_turned_on() {
     assert_all(&load::run(&connect, &[&client]), "connected", 200);
     assert_eq!(handshakes(&agent.scrape(), &client), clients(200));
     assert_left(&agent, mask(&kept), mask(&kept));
+    agent.stop();
+}
+
+/// Where no second hook is in reserve, nothing at all is kept for it.
+#[test]
+fn a_probe_is_attached_anew_without_any_privilege() {
+    turn!("a_probe_is_attached_anew_without_any_privilege");
+    // Whose folder nobody may look into.
+    let fixed = "disk.hook: tracepoint\npath.rootfs: /nonexistent\n";
+    let site = Site::new(&format!("probes: [tcp, disk]\n{fixed}"));
+    let (folder, file) = (Folder::new(), site.file().display().to_string());
+    let agent = Agent::spawn(as_nobody(
+        &folder,
+        &["bpf", "perfmon"],
+        &["--config.file", &file],
+    ));
+    let kept = said_to_be_kept(&agent);
+    // What follows is on the bounding set.
+    let left = mask(kept.split_once(';').unwrap().0);
+    assert_eq!(left & PERFMON, 0, "{kept}");
+    let scrape = agent.scrape();
+    assert_eq!(verdict(&scrape, "tcp"), ("attached".to_owned(), 1.0));
+    let refused = verdict(&scrape, "disk");
+    assert_eq!(refused.1, 0.0);
+    let client = socket_cgroup("client");
+    let listener = Server::listen("", &[]);
+    let connect = format!("connect --to 127.0.0.1:{} --count 200", listener.port());
+    assert_all(&load::run(&connect, &[&client]), "connected", 200);
+    site.reload(&agent, &format!("probes: disk\n{fixed}"));
+    assert_all(&load::run(&connect, &[&client]), "connected", 200);
+    let scrape = agent.scrape();
+    assert_eq!(verdict(&scrape, "tcp"), ("off".to_owned(), 0.0));
+    assert_eq!(verdict(&scrape, "disk"), refused);
+    assert_eq!(agent.get("/readyz", &[]).status, 503);
+    site.reload(&agent, &format!("probes: tcp\n{fixed}"));
+    assert_all(&load::run(&connect, &[&client]), "connected", 200);
+    let scrape = agent.scrape();
+    assert_eq!(verdict(&scrape, "tcp"), ("attached".to_owned(), 1.0));
+    assert_eq!(handshakes(&scrape, &client), clients(400));
+    assert_left(&agent, left, BOTH);
     agent.stop();
 }
 
