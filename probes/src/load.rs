@@ -876,3 +876,65 @@ fn map_sizes(ebpf: &Ebpf) -> Vec<(String, u64)> {
     sizes.sort();
     sizes
 }
+
+/// On the running kernel: needs root, and room for programs.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::running_kernel::kernel;
+
+    /// Words that are not 0, and entries of tables.
+    fn in_flight(programs: &mut Programs) -> usize {
+        let slots = programs.ebpf.map_mut("tcp_started_slots").unwrap();
+        let slots = Array::<_, u64>::try_from(slots).unwrap();
+        let words = slots.iter().filter(|word| *word.as_ref().unwrap() != 0);
+        let words = words.count();
+        let connects = programs.ebpf.map_mut("tcp_started_hash").unwrap();
+        let connects = HashMap::<_, u64, [u64; 2]>::try_from(connects).unwrap();
+        let connects = connects.keys().count();
+        let requests = programs.ebpf.map_mut("disk_in_flight").unwrap();
+        let requests = HashMap::<_, [u64; 2], [u64; 3]>::try_from(requests).unwrap();
+        words + connects + requests.keys().count()
+    }
+
+    /// As if all of it had begun before the probes were turned off.
+    #[test]
+    fn what_began_before_a_probe_was_off_is_forgotten() {
+        let Some(mut kernel) = kernel("what_began_before_a_probe_was_off_is_forgotten", 0) else {
+            return;
+        };
+        let Kernel {
+            probes, programs, ..
+        } = &mut kernel;
+        for installed in probes.iter_mut() {
+            programs.turn_off(installed);
+            assert_eq!(installed.status.verdict, Verdict::Off);
+            assert!(!installed.is_on());
+        }
+        let slots = programs.ebpf.map_mut("tcp_started_slots").unwrap();
+        let mut slots = Array::<_, u64>::try_from(slots).unwrap();
+        for word in 0..slots.len() {
+            slots.set(word, 7, 0).unwrap();
+        }
+        let words = slots.len() as usize;
+        let connects = programs.ebpf.map_mut("tcp_started_hash").unwrap();
+        let mut connects = HashMap::<_, u64, [u64; 2]>::try_from(connects).unwrap();
+        connects.insert(1, [2, 3], 0).unwrap();
+        let requests = programs.ebpf.map_mut("disk_in_flight").unwrap();
+        let mut requests = HashMap::<_, [u64; 2], [u64; 3]>::try_from(requests).unwrap();
+        requests.insert([1, 2], [3, 4, 5], 0).unwrap();
+        assert_eq!(in_flight(programs), words + 2);
+        for installed in probes.iter_mut() {
+            let (was_up, hook) = (
+                installed.status_when_on().verdict.is_up(),
+                installed.status.hook,
+            );
+            programs.turn_on(installed).unwrap();
+            assert_eq!(installed.status.verdict.is_up(), was_up);
+            assert_eq!(installed.status.hook, hook);
+            assert!(installed.is_on());
+        }
+        // Others connect meanwhile, one at a time.
+        assert!(in_flight(programs) < words / 2);
+    }
+}

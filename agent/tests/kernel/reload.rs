@@ -13,6 +13,7 @@ use crate::privileges::{BOTH, PERFMON, assert_left, mask, said_to_be_kept};
 use rustix::process::{Pid, Signal, kill_process};
 use sentry_bench::sandbox::{Cgroup, LoopDevice};
 use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -260,6 +261,38 @@ fn a_probe_is_attached_anew_without_any_privilege() {
     assert_eq!(verdict(&scrape, "tcp"), ("attached".to_owned(), 1.0));
     assert_eq!(handshakes(&scrape, &client), clients(400));
     assert_left(&agent, left, BOTH);
+    agent.stop();
+}
+
+/// What root may not read any more once it has given up its capabilities.
+#[test]
+fn a_file_that_is_closed_is_read_anew_all_the_same() {
+    turn!("a_file_that_is_closed_is_read_anew_all_the_same");
+    let site = Site::new("");
+    let close = || {
+        fs::set_permissions(site.file(), fs::Permissions::from_mode(0o600)).unwrap();
+        chown(site.file(), Some(12345), Some(12345)).unwrap();
+    };
+    close();
+    let agent = site.agent("--probes tcp");
+    let kept = said_to_be_kept(&agent);
+    let expected =
+        "CAP_DAC_READ_SEARCH (files of --config.file and --web.config.file are read anew)";
+    assert!(kept.contains(expected), "{kept}");
+    // The list of probes is not for the file to say, and nothing is kept for it.
+    assert_eq!(mask(&kept) & PERFMON, 0, "{kept}");
+    fs::write(site.file(), "log.level: debug\nprobes: disk\n").unwrap();
+    close();
+    agent.signal(Signal::HUP);
+    let outcome = wait_for("a reload", PATIENCE, || outcomes(&agent).pop());
+    assert_eq!(
+        outcome,
+        "the configuration was read anew; changed: log.level"
+    );
+    let probes = agent.scrape();
+    assert_eq!(verdict(&probes, "tcp"), ("attached".to_owned(), 1.0));
+    let disk = [("probe", "disk")];
+    assert_eq!(probes.matching("sentry_probe_up", &disk).count(), 0);
     agent.stop();
 }
 
