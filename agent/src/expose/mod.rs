@@ -61,7 +61,7 @@ pub(crate) struct ProbeVerdict {
     pub(crate) name: String,
     /// The hook it uses, such as `tp_btf`; empty if none.
     pub(crate) hook: String,
-    /// `attached`, `degraded`, `unsupported` or `failed`.
+    /// `attached`, `degraded`, `unsupported`, `failed` or `off`.
     pub(crate) verdict: String,
     /// Why, for a person.
     pub(crate) reason: String,
