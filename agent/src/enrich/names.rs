@@ -2,6 +2,7 @@
 //! pods, and what Kubernetes and the runtimes know of those.
 
 use std::{
+    cmp::Ordering,
     collections::{HashMap, VecDeque},
     io,
     os::fd::OwnedFd,
@@ -45,7 +46,10 @@ const UNKNOWN: &str = "unknown";
 
 /// The labels that name a workload. Empty where there is nothing to tell, or where it is not to be
 /// told apart.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+///
+/// To Prometheus an empty label is none, so owners that differ in nothing else are one and the same here, too: after a
+/// change of what is told apart there are both.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Owner {
     /// Of the pod.
     pub(crate) namespace: String,
@@ -59,6 +63,48 @@ pub(crate) struct Owner {
     pub(crate) workload: Option<[String; 2]>,
     /// Values of the pod's labels that were asked for, in their order.
     pub(crate) pod_labels: Vec<String>,
+}
+
+impl Owner {
+    fn cmp_labels(&self, other: &Self) -> Ordering {
+        fn names(owner: &Owner) -> [&str; 4] {
+            let names = [
+                &owner.namespace,
+                &owner.pod,
+                &owner.container,
+                &owner.cgroup,
+            ];
+            names.map(String::as_str)
+        }
+        fn workload(owner: &Owner) -> [&str; 2] {
+            let names = owner.workload.as_ref();
+            names.map_or([""; 2], |names| names.each_ref().map(String::as_str))
+        }
+        names(self)
+            .cmp(&names(other))
+            .then_with(|| workload(self).cmp(&workload(other)))
+            .then_with(|| self.pod_labels.cmp(&other.pod_labels))
+    }
+}
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp_labels(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Owner {}
+
+impl PartialOrd for Owner {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Owner {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.cmp_labels(other)
+    }
 }
 
 /// How much of an owner is known. What is known better is never given up for less.
@@ -986,6 +1032,43 @@ mod tests {
             assert_eq!(owner.cgroup, expected);
             assert_eq!(owner.pod_labels.len(), 2);
             assert_eq!(owner.workload.is_some(), aggregate == Aggregate::Workload);
+        }
+    }
+
+    #[test]
+    fn an_empty_label_is_none() {
+        let bare = |aggregate| {
+            let detail = Detail {
+                aggregate,
+                pod_labels: 0,
+            };
+            detail.bare("/".to_owned())
+        };
+        let (pod, workload) = (bare(Aggregate::Pod), bare(Aggregate::Workload));
+        assert!(pod.workload.is_none() && workload.workload.is_some());
+        assert_eq!(pod, workload);
+        let named = Owner {
+            workload: Some(["Unit".to_owned(), "a".to_owned()]),
+            ..workload.clone()
+        };
+        assert_ne!(pod, named);
+        assert!(workload < named);
+        for other in [
+            Owner {
+                namespace: "n".to_owned(),
+                ..pod.clone()
+            },
+            Owner {
+                container: "c".to_owned(),
+                ..pod.clone()
+            },
+            Owner {
+                pod_labels: vec!["x".to_owned()],
+                ..pod.clone()
+            },
+        ] {
+            assert_ne!(pod, other);
+            assert!(pod < other);
         }
     }
 
