@@ -552,7 +552,7 @@ impl Collector {
         }
         self.retention = config.series_retention;
         self.names.retain(config.series_retention);
-        self.relabels |= self.names.aggregate_by(config.aggregate);
+        self.relabels |= self.names.tell(config.aggregate, &config.pod_labels);
     }
 
     /// Brings all totals up to date, names new series, and frees the cells of workloads that

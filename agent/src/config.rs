@@ -181,17 +181,31 @@ pub(crate) enum Aggregate {
 pub(crate) struct PodLabel {
     name: String,
     shown: String,
+    attribute: String,
 }
 
 impl PodLabel {
     /// As Kubernetes has it, `app.kubernetes.io/name` for instance.
-    pub(crate) fn name(&self) -> String {
-        self.name.clone()
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// As `/metrics` has it, in the manner of kube-state-metrics: `label_app_kubernetes_io_name`.
-    pub(crate) fn shown(&self) -> String {
-        self.shown.clone()
+    pub(crate) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// As OpenTelemetry has it: `k8s.pod.label.app`.
+    pub(crate) fn attribute(&self) -> &str {
+        &self.attribute
+    }
+}
+
+#[cfg(test)]
+impl From<&str> for PodLabel {
+    fn from(name: &str) -> Self {
+        let labels = parse_pod_labels(name).unwrap();
+        labels.0.into_iter().next().unwrap()
     }
 }
 
@@ -741,8 +755,11 @@ fn parse_pod_labels(value: &str) -> Result<PodLabels, String> {
         labels.push(PodLabel {
             name: name.to_owned(),
             shown,
+            attribute: format!("{}{name}", otlp::POD_LABEL),
         });
     }
+    // Another order says nothing else, and must not make other series.
+    labels.sort_by(|one, other| one.name.cmp(&other.name));
     if labels.len() > POD_LABELS_MAX {
         let count = labels.len();
         return Err(format!("{count} labels; allowed: {POD_LABELS_MAX}"));
@@ -1286,10 +1303,12 @@ mod tests {
                 PodLabel {
                     name: "app".into(),
                     shown: "label_app".into(),
+                    attribute: "k8s.pod.label.app".into(),
                 },
                 PodLabel {
                     name: "example.org/the-team".into(),
                     shown: "label_example_org_the_team".into(),
+                    attribute: "k8s.pod.label.example.org/the-team".into(),
                 },
             ],
             otlp: Some(otlp::Options {
@@ -1864,15 +1883,16 @@ mod tests {
         let shown = |value: &str| {
             let flags = format!("--kubernetes.node a --kubernetes.pod-labels {value}");
             let labels = agent(&flags, &[], None).pod_labels;
-            labels.iter().map(PodLabel::shown).collect::<Vec<_>>()
+            let shown = labels.iter().map(|label| label.shown().to_owned());
+            shown.collect::<Vec<_>>()
         };
         assert_eq!(shown("app"), ["label_app"]);
         assert_eq!(
             shown("k8s-app,app.kubernetes.io/name,A_b.c"),
             [
-                "label_k8s_app",
+                "label_A_b_c",
                 "label_app_kubernetes_io_name",
-                "label_A_b_c"
+                "label_k8s_app"
             ]
         );
         let refused = |value: &str, why: &str| {

@@ -34,7 +34,7 @@ use tokio::{
 use crate::{
     attach::AttachError,
     collect::{Collector, Occasion, lock},
-    config::{Command, Config, PodLabel, ProbeOptions},
+    config::{Command, Config, ProbeOptions},
     enrich::{
         cgroup::Mount,
         kubernetes,
@@ -294,7 +294,6 @@ fn exporter(config: &Config, started: SystemTime) -> Result<Option<Exporter>, ot
     let identity = Identity {
         host: host.nodename().to_string_lossy().into_owned(),
         node: config.node.clone(),
-        pod_labels: config.pod_labels.iter().map(PodLabel::name).collect(),
         started,
     };
     Exporter::new(options, identity).map(Some)
@@ -333,7 +332,8 @@ fn name(
         kubernetes::start(kubernetes::Options {
             node: node.clone(),
             kubeconfig: config.kubeconfig.clone(),
-            labels: config.pod_labels.iter().map(PodLabel::name).collect(),
+            labels: names::of_labels(&config.pod_labels),
+            keeps_all_labels: config.file.is_some(),
             retention: config.series_retention,
         })
     };
@@ -344,7 +344,7 @@ fn name(
         rootfs: config.rootfs.clone(),
         detail: Detail {
             aggregate: config.aggregate,
-            pod_labels: config.pod_labels.len(),
+            pod_labels: config.pod_labels.clone().into(),
         },
     }))
 }

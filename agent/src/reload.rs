@@ -68,7 +68,7 @@ const SETTINGS: &[Setting] = &[
     restart("gpu.hook", |a, b| a.hooks.get("gpu") != b.hooks.get("gpu")),
     restart("kubernetes.kubeconfig", |a, b| a.kubeconfig != b.kubeconfig),
     restart("kubernetes.node", |a, b| a.node != b.node),
-    restart("kubernetes.pod-labels", |a, b| a.pod_labels != b.pod_labels),
+    at_once("kubernetes.pod-labels", |a, b| a.pod_labels != b.pod_labels),
     at_once("log.format", |a, b| a.log_format != b.log_format),
     at_once("log.level", |a, b| a.log_level != b.log_level),
     at_once("metrics.buckets-per-octave", |a, b| {

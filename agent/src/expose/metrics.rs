@@ -53,8 +53,8 @@ pub(crate) struct Shape {
     pub(crate) classic_histograms: bool,
     /// Whether counters and histograms say since when they count.
     pub(crate) created: bool,
-    /// Names of the labels that show those of pods.
-    pub(crate) pod_labels: Vec<String>,
+    /// What the label is called that shows one of pods.
+    pub(crate) pod_label: fn(&PodLabel) -> &str,
 }
 
 /// Answers a scrape: collects, copies the values, and encodes them as they are read.
@@ -149,7 +149,7 @@ impl Shape {
             buckets_per_octave: config.buckets_per_octave,
             classic_histograms: config.classic_histograms,
             created: config.created,
-            pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
+            pod_label: PodLabel::shown,
         }
     }
 }
@@ -268,7 +268,7 @@ pub(super) struct Copied {
 
 impl Copied {
     pub(super) fn sample<'a>(&'a self, shape: &'a Shape) -> Sample<'a> {
-        let mut labels = workload_labels(&self.labels.owner, &shape.pod_labels);
+        let mut labels = workload_labels(&self.labels.owner, shape.pod_label);
         let of_labels = |name, value: &'a Option<String>| Some((name, value.as_deref()?));
         labels.extend(of_labels("process", &self.labels.process));
         labels.extend(of_labels("device", &self.labels.device));
@@ -320,7 +320,7 @@ impl Part {
 }
 
 /// The labels that every metric of a workload has.
-fn workload_labels<'a>(owner: &'a Owner, pod_labels: &'a [String]) -> Vec<(&'a str, &'a str)> {
+fn workload_labels(owner: &Owner, pod_label: fn(&PodLabel) -> &str) -> Vec<(&str, &str)> {
     let mut labels: Vec<(&str, &str)> = vec![
         ("namespace", &owner.namespace),
         ("pod", &owner.pod),
@@ -330,8 +330,8 @@ fn workload_labels<'a>(owner: &'a Owner, pod_labels: &'a [String]) -> Vec<(&'a s
     if let Some([kind, name]) = &owner.workload {
         labels.extend([("workload_kind", kind.as_str()), ("workload", name)]);
     }
-    let names = pod_labels.iter().map(String::as_str);
-    labels.extend(names.zip(owner.pod_labels.iter().map(String::as_str)));
+    let of_pod = owner.pod_labels();
+    labels.extend(of_pod.map(|(label, value)| (pod_label(label), value)));
     labels
 }
 
@@ -346,7 +346,7 @@ mod tests {
             buckets_per_octave: 1,
             classic_histograms: true,
             created: false,
-            pod_labels: vec!["label_team".to_owned()],
+            pod_label: PodLabel::shown,
         };
         let labels = Labels {
             owner: Arc::new(Owner {
@@ -356,6 +356,7 @@ mod tests {
                 cgroup: "/a".to_owned(),
                 workload: Some(["StatefulSet".to_owned(), "web".to_owned()]),
                 pod_labels: vec!["x\ny".to_owned()],
+                pod_label_names: Arc::new([PodLabel::from("team")]),
             }),
             process: Some("a \"b\"".to_owned()),
             device: Some("0".to_owned()),

@@ -36,7 +36,7 @@ impl Site {
         site
     }
 
-    fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.folder.path().join("sentry.yaml")
     }
 

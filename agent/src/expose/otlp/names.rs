@@ -48,7 +48,7 @@ pub(super) const WORKLOADS: [(&str, &str); 6] = [
 pub(super) const OTHER_WORKLOAD: [&str; 2] = ["sentry.workload.kind", "sentry.workload.name"];
 
 /// Before the name of a pod's label: `k8s.pod.label.app`.
-pub(super) const POD_LABEL: &str = "k8s.pod.label.";
+pub(crate) const POD_LABEL: &str = "k8s.pod.label.";
 
 const NONE: &[(&str, &str)] = &[];
 const DISK: &[(&str, &str)] = &[
