@@ -6,7 +6,7 @@ use std::{
 };
 
 use probes::{
-    Kernel, LoadError, Probe, Reason, Request, Status,
+    Kernel, LoadError, Probe, Reason, Request, Status, Verdict,
     cgroup::{self, Events},
     gpu::Follower,
 };
@@ -78,9 +78,28 @@ pub(crate) struct Attached {
 
 /// Which probes the configuration asks for, and the hooks it forces.
 pub(crate) fn selected(config: &Config) -> Vec<(&'static Probe, Option<&str>)> {
+    with_hooks(config, |name| {
+        config.probes.iter().any(|probe| probe == name)
+    })
+}
+
+/// Those that it does not ask for, and may ask for later. There is nothing to make ready of one that is deferred.
+fn off(config: &Config) -> Vec<&'static str> {
+    let probes = probes::PROBES.iter();
+    probes
+        .filter(|probe| config.probes_of_file && probe.deferred.is_none())
+        .map(|probe| probe.name)
+        .filter(|name| config.probes.iter().all(|probe| probe != name))
+        .collect()
+}
+
+fn with_hooks(
+    config: &Config,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<(&'static Probe, Option<&str>)> {
     probes::PROBES
         .iter()
-        .filter(|probe| config.probes.iter().any(|name| name == probe.name))
+        .filter(|probe| wanted(probe.name))
         .map(|probe| {
             let hook = config.hooks.get(probe.name).map(String::as_str);
             (*probe, hook.filter(|hook| *hook != HOOK_AUTO))
@@ -113,9 +132,13 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
     let v2 = mounts.iter().any(|mount| mount.hierarchy == 0);
     // Of the others only the one that disk I/O is charged in bears labels.
     let task_hierarchy = mounts.first().map(|mount| mount.hierarchy).filter(|_| !v2);
-    let selected = selected(config);
+    let off = off(config);
+    let selected = with_hooks(config, |name| {
+        config.probes.iter().any(|probe| probe == name) || off.contains(&name)
+    });
     let attached = probes::attach(&Request {
         probes: &selected,
+        off: &off,
         // The configuration's ceiling is below what 16 bits hold.
         series_max: u16::try_from(config.series_max).unwrap_or(u16::MAX),
         io_hierarchy: io_hierarchy.as_ref().copied().unwrap_or(0),
@@ -157,6 +180,14 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
                 },
             ),
             _ => {}
+        }
+    }
+    let Kernel {
+        probes, programs, ..
+    } = &mut kernel;
+    for installed in probes {
+        if off.contains(&installed.probe.name) {
+            programs.turn_off(installed);
         }
     }
     Ok(Attached {
@@ -202,7 +233,8 @@ pub(crate) fn forced_hooks_left_something(
 ) -> Result<(), AttachError> {
     let forced = |status: &&Status| {
         let hook = config.hooks.get(status.probe);
-        !is_deferred(status) && hook.is_some_and(|hook| hook != HOOK_AUTO)
+        let is_off = status.verdict == Verdict::Off;
+        !is_deferred(status) && !is_off && hook.is_some_and(|hook| hook != HOOK_AUTO)
     };
     if statuses.iter().any(|status| status.verdict.is_up()) {
         return Ok(());

@@ -21,6 +21,7 @@ use probes::{
 
 use self::gpu::{Clock, ProcessTotals, Renames};
 use crate::{
+    config::Config,
     enrich::{
         device::Devices,
         names::{Certainty, Names, Owner},
@@ -343,6 +344,8 @@ pub(crate) struct Collector {
     cgroup_events_lost: u16,
     statuses: Arc<Mutex<Vec<Status>>>,
     gpu: Option<GpuProcesses>,
+    /// Whether other labels are asked for than those that series have.
+    relabels: bool,
 }
 
 /// The processes of the gpu probe. They have no cells in the pools.
@@ -352,6 +355,14 @@ struct GpuProcesses {
     probe: usize,
     gpu: Arc<Gpu>,
     totals: ProcessTotals,
+}
+
+/// A probe cannot be turned on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{probe} cannot be turned on: {detail}; a restart may find another way")]
+pub(crate) struct TurnOnError {
+    probe: &'static str,
+    detail: String,
 }
 
 /// A collection is incomplete.
@@ -473,7 +484,75 @@ impl Collector {
             map_memory_bytes: kernel.map_memory_bytes,
             cgroup_events_lost: kernel.cgroup_events_lost,
             statuses,
+            relabels: false,
         }
+    }
+
+    /// Attaches those of these probes that are off. Gives their names.
+    ///
+    /// # Errors
+    /// The first that the kernel refuses; then all are as before.
+    pub(crate) fn turn_on(&mut self, wanted: &[String]) -> Result<Vec<&'static str>, TurnOnError> {
+        let mut turned = Vec::new();
+        let mut refused = None;
+        for Probe { installed, .. } in &mut self.probes {
+            let probe = installed.probe.name;
+            if installed.is_on() || !wanted.iter().any(|name| name == probe) {
+                continue;
+            }
+            if let Err(refusal) = self.programs.turn_on(installed) {
+                let detail = refusal.detail;
+                refused = Some(TurnOnError { probe, detail });
+                break;
+            }
+            if installed.probe.deferred.is_some()
+                && let Some(GpuProcesses { gpu, totals, .. }) = &mut self.gpu
+            {
+                gpu.turn(true);
+                totals.resume(Instant::now());
+            }
+            turned.push(probe);
+        }
+        match refused {
+            Some(error) => {
+                self.turn_off(&turned);
+                Err(error)
+            }
+            None => Ok(turned),
+        }
+    }
+
+    /// Detaches these probes; what they have counted stays.
+    pub(crate) fn turn_off(&mut self, probes: &[&str]) {
+        for Probe { installed, .. } in &mut self.probes {
+            if !probes.contains(&installed.probe.name) {
+                continue;
+            }
+            self.programs.turn_off(installed);
+            if installed.probe.deferred.is_some()
+                && let Some(GpuProcesses { gpu, .. }) = &self.gpu
+            {
+                gpu.turn(false);
+            }
+        }
+    }
+
+    /// Goes on by a new configuration, whose probes are [`Self::turn_on`] already.
+    pub(crate) fn reconfigure(&mut self, config: &Config) {
+        let probes = self.probes.iter().map(|probe| probe.installed.probe.name);
+        let unwanted: Vec<_> = probes
+            .filter(|name| config.probes.iter().all(|wanted| wanted != name))
+            .collect();
+        self.turn_off(&unwanted);
+        // Here is the place for what else there is to set of each probe.
+        for Probe { installed, .. } in &mut self.probes {
+            if publish(&self.statuses, &installed.status) {
+                log::verdict(&installed.status);
+            }
+        }
+        self.retention = config.series_retention;
+        self.names.retain(config.series_retention);
+        self.relabels |= self.names.tell(config.aggregate, &config.pod_labels);
     }
 
     /// Brings all totals up to date, names new series, and frees the cells of workloads that
@@ -492,10 +571,12 @@ impl Collector {
         let version = self.names.version();
         let asked = now.duration_since(self.renamed);
         let soon = occasion == Occasion::Scrape || asked >= RENAME_INTERVAL;
-        let renamed = asked >= ASK_AGAIN || (soon && version != self.names_version);
+        let renamed =
+            self.relabels || asked >= ASK_AGAIN || (soon && version != self.names_version);
         let gpu = self.collect_gpu(now, renamed, &mut outcome);
         self.collect_series(now, renamed, &mut outcome)?;
         gpu?;
+        self.relabels = false;
         if renamed {
             (self.names_version, self.renamed) = (version, now);
         }
@@ -514,8 +595,8 @@ impl Collector {
             return Ok(());
         };
         let probe = &mut self.probes[*probe];
-        let status = gpu.status();
-        if !same(&status, &probe.installed.status) {
+        let (status, is_on) = (gpu.status(), probe.installed.is_on());
+        if is_on && !same(&status, &probe.installed.status) {
             log::verdict(&status);
             publish(&self.statuses, &status);
             probe.installed.status = status;
@@ -531,7 +612,7 @@ impl Collector {
         };
         let renames = Renames {
             due,
-            leave: self.names.labels_are_shared(),
+            leave: self.relabels || self.names.labels_are_shared(),
         };
         let clock = Clock {
             now,
@@ -539,7 +620,10 @@ impl Collector {
         };
         let rested = totals.take_in(processes, owner, renames, clock, &mut probe.sums, outcome);
         drop(look);
-        self.evicted += totals.forget(now, self.retention, self.retained_max);
+        // A probe that is off sees no process, and those that it saw may live.
+        if is_on {
+            self.evicted += totals.forget(now, self.retention, self.retained_max);
+        }
         let mut failed = None;
         for process in rested {
             match gpu.recycle(&process) {
@@ -572,7 +656,7 @@ impl Collector {
         for probe in &mut self.probes {
             self.readings.update(&mut probe.other, &mut probe.sums);
         }
-        let shared = self.names.labels_are_shared();
+        let leave = self.relabels || self.names.labels_are_shared();
         let mut left = Vec::new();
         let mut look = self.names.look();
         for (key, tracked) in &mut self.series {
@@ -582,7 +666,7 @@ impl Collector {
                 let named = look.owner(workload);
                 let before = Arc::clone(&tracked.labels.owner);
                 named.improve(&mut tracked.labels.owner, &mut tracked.certainty);
-                if shared && before != tracked.labels.owner {
+                if leave && before != tracked.labels.owner {
                     left.push((*key, tracked.leave(before, now, self.looked)));
                 }
             }
@@ -801,7 +885,7 @@ impl Collector {
                 .installed
                 .fallback_trigger()
                 .is_some_and(|cell| self.readings.cells.counter(cell) > 0);
-            if called && !probe.installed.fallback_tried {
+            if called && !probe.installed.fallback_tried && probe.installed.is_on() {
                 let table = self.programs.attach_fallback(&mut probe.installed);
                 self.map_memory_bytes.extend(table);
                 probes::release_unused_memory();
@@ -947,12 +1031,16 @@ fn same(one: &Status, other: &Status) -> bool {
     said(one) == said(other) && one.detail == other.detail
 }
 
-/// Shows a new verdict to those who must not wait for a collection.
-fn publish(statuses: &Mutex<Vec<Status>>, status: &Status) {
+/// Shows a verdict to those who must not wait for a collection. Whether it is a new one.
+fn publish(statuses: &Mutex<Vec<Status>>, status: &Status) -> bool {
     let mut statuses = lock(statuses);
-    for old in statuses.iter_mut().filter(|old| old.probe == status.probe) {
-        old.clone_from(status);
-    }
+    let mut statuses = statuses.iter_mut();
+    let Some(old) = statuses.find(|old| old.probe == status.probe) else {
+        return false;
+    };
+    let is_new = !same(old, status);
+    old.clone_from(status);
+    is_new
 }
 
 fn fresh(samples: Vec<Sample>) -> Vec<(Sample, Value)> {

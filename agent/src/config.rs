@@ -95,6 +95,7 @@ pub(crate) enum Command {
 
 /// All settings, with every layer merged and every value validated.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting")]
 pub(crate) struct Config {
     /// Where the web server listens.
     pub(crate) listen: SocketAddr,
@@ -102,6 +103,8 @@ pub(crate) struct Config {
     pub(crate) telemetry_path: String,
     /// What says who may connect, in the format of Prometheus' exporters.
     pub(crate) web: Option<PathBuf>,
+    /// Whether a request can have the configuration read anew.
+    pub(crate) lifecycle: bool,
     /// Where metrics are sent, if they are.
     pub(crate) otlp: Option<otlp::Options>,
     /// Least severe level that is logged.
@@ -140,6 +143,10 @@ pub(crate) struct Config {
     pub(crate) sysfs: PathBuf,
     /// Root of the host's files.
     pub(crate) rootfs: PathBuf,
+    /// The file that settings came from, if one was named.
+    pub(crate) file: Option<PathBuf>,
+    /// Whether `probes` is for that file to say, so that it may change while the agent runs.
+    pub(crate) probes_of_file: bool,
     /// What is worth a log line once logging runs, such as unknown variables.
     pub(crate) warnings: Vec<String>,
 }
@@ -174,17 +181,31 @@ pub(crate) enum Aggregate {
 pub(crate) struct PodLabel {
     name: String,
     shown: String,
+    attribute: String,
 }
 
 impl PodLabel {
     /// As Kubernetes has it, `app.kubernetes.io/name` for instance.
-    pub(crate) fn name(&self) -> String {
-        self.name.clone()
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// As `/metrics` has it, in the manner of kube-state-metrics: `label_app_kubernetes_io_name`.
-    pub(crate) fn shown(&self) -> String {
-        self.shown.clone()
+    pub(crate) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// As OpenTelemetry has it: `k8s.pod.label.app`.
+    pub(crate) fn attribute(&self) -> &str {
+        &self.attribute
+    }
+}
+
+#[cfg(test)]
+impl From<&str> for PodLabel {
+    fn from(name: &str) -> Self {
+        let labels = parse_pod_labels(name).unwrap();
+        labels.0.into_iter().next().unwrap()
     }
 }
 
@@ -265,6 +286,7 @@ enum Action {
 }
 
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 struct Flags {
     /// YAML file with any of the settings below; none is read by default
     #[arg(id = CONFIG_FILE, long = CONFIG_FILE, value_name = "PATH")]
@@ -281,6 +303,10 @@ struct Flags {
     /// TLS, client certificates and passwords: a file as Prometheus' exporters read it
     #[arg(long = "web.config.file", value_name = "FILE", help_heading = "Web")]
     web: Option<PathBuf>,
+    /// Read the configuration anew upon POST /-/reload, as upon SIGHUP
+    #[arg(long = "web.enable-lifecycle", value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Web")]
+    lifecycle: bool,
 
     /// Probes to attach, separated by commas
     // Parser and default come from the caller's probes.
@@ -509,9 +535,12 @@ fn load_with(
         .cloned()
         .or_else(|| Some(from_env.remove(CONFIG_FILE)?.value.into()));
     let mut settings = BTreeMap::new();
-    if let Some(path) = file {
+    let probes_of_file = file.is_some()
+        && !from_env.contains_key(PROBES)
+        && given.value_source(PROBES) != Some(ValueSource::CommandLine);
+    if let Some(path) = &file {
         let name = format!("config file {}", path.display());
-        let text = read(&path)
+        let text = read(path)
             .map_err(|error| Error::invalid(format!("{name}: cannot be read: {error}")))?;
         let keys: Vec<&str> = keys.into_iter().filter(|key| *key != CONFIG_FILE).collect();
         settings = read_file(&name, &text, &keys).map_err(Error::invalid)?;
@@ -537,7 +566,11 @@ fn load_with(
     }
 
     let matches = parse(&definition, &args)?;
-    let config = config(innermost(&matches), probes, warnings).map_err(usage)?;
+    let config = Config {
+        file,
+        probes_of_file,
+        ..config(innermost(&matches), probes, warnings).map_err(usage)?
+    };
     if matches.subcommand().is_none() {
         return Ok(Command::Agent(config));
     }
@@ -599,6 +632,7 @@ fn config(
         listen: flags.listen,
         telemetry_path: flags.telemetry_path,
         web: flags.web,
+        lifecycle: flags.lifecycle,
         otlp,
         log_level: flags.log_level,
         log_format: flags.log_format,
@@ -618,6 +652,8 @@ fn config(
         procfs: flags.procfs,
         sysfs: flags.sysfs,
         rootfs: flags.rootfs,
+        file: None,
+        probes_of_file: false,
         warnings,
     })
 }
@@ -635,7 +671,10 @@ fn parse_listen(value: &str) -> Result<SocketAddr, &'static str> {
 
 /// Takes only characters that neither a client escapes nor the router reads as a pattern.
 fn parse_telemetry_path(value: &str) -> Result<String, &'static str> {
-    let taken = ["/", "/healthz", "/readyz", "/api"].contains(&value) || value.starts_with("/api/");
+    let taken = ["/", "/healthz", "/readyz", "/api", "/-"].contains(&value)
+        || ["/api/", "/-/"]
+            .iter()
+            .any(|taken| value.starts_with(taken));
     let plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
     let steps = value.split('/').any(|part| part == "." || part == "..");
     if value.starts_with('/')
@@ -648,7 +687,7 @@ fn parse_telemetry_path(value: &str) -> Result<String, &'static str> {
     } else {
         Err(
             "allowed: a path such as /metrics, of letters, digits and / - . _ ~, \
-             but not /, /healthz, /readyz, /api or one below it",
+             but not /, /healthz, /readyz, /api, /- or one below them",
         )
     }
 }
@@ -716,8 +755,11 @@ fn parse_pod_labels(value: &str) -> Result<PodLabels, String> {
         labels.push(PodLabel {
             name: name.to_owned(),
             shown,
+            attribute: format!("{}{name}", otlp::POD_LABEL),
         });
     }
+    // Another order says nothing else, and must not make other series.
+    labels.sort_by(|one, other| one.name.cmp(&other.name));
     if labels.len() > POD_LABELS_MAX {
         let count = labels.len();
         return Err(format!("{count} labels; allowed: {POD_LABELS_MAX}"));
@@ -1087,6 +1129,30 @@ fn context(error: &clap::Error, kind: ContextKind) -> String {
         .unwrap_or_default()
 }
 
+/// The settings of a file with this text, where nothing else says any.
+#[cfg(test)]
+pub(crate) fn of_file(text: &str) -> Result<Config, Error> {
+    let options: Vec<ProbeOptions> = probes::PROBES.iter().map(|probe| (*probe).into()).collect();
+    let args = ["sentry", "--config.file=sentry.yaml"].map(OsString::from);
+    match load_with(args, [], &options, |_| Ok(text.to_owned()))? {
+        Command::Agent(config) | Command::Check(config, _) => Ok(config),
+    }
+}
+
+/// All keys that a file may have, in their order.
+#[cfg(test)]
+pub(crate) fn keys() -> Vec<String> {
+    let options: Vec<ProbeOptions> = probes::PROBES.iter().map(|probe| (*probe).into()).collect();
+    let definition = definition(&options);
+    let keys = definition.get_arguments().filter_map(Arg::get_long);
+    let mut keys: Vec<String> = keys
+        .filter(|key| *key != CONFIG_FILE)
+        .map(str::to_owned)
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
@@ -1134,7 +1200,12 @@ mod tests {
 
     fn agent(args: &str, env: &[(&str, &str)], file: Option<&str>) -> Config {
         match load_layers(args, env, file) {
-            Ok(Command::Agent(config)) => config,
+            // Where they came from is another test's.
+            Ok(Command::Agent(config)) => Config {
+                file: None,
+                probes_of_file: false,
+                ..config
+            },
             other => panic!("{other:?}"),
         }
     }
@@ -1173,6 +1244,7 @@ mod tests {
             listen: "127.0.0.1:9763".parse().unwrap(),
             telemetry_path: "/metrics".into(),
             web: None,
+            lifecycle: false,
             log_level: Level::INFO,
             log_format: LogFormat::Text,
             probes: vec!["tcp".into(), "disk".into()],
@@ -1196,6 +1268,8 @@ mod tests {
             procfs: "/proc".into(),
             sysfs: "/sys".into(),
             rootfs: "/".into(),
+            file: None,
+            probes_of_file: false,
             warnings: Vec::new(),
         }
     }
@@ -1206,6 +1280,7 @@ mod tests {
             listen: "[::]:1234".parse().unwrap(),
             telemetry_path: "/m".into(),
             web: Some("/web.yml".into()),
+            lifecycle: true,
             log_level: Level::TRACE,
             log_format: LogFormat::Json,
             probes: vec!["disk".into()],
@@ -1228,10 +1303,12 @@ mod tests {
                 PodLabel {
                     name: "app".into(),
                     shown: "label_app".into(),
+                    attribute: "k8s.pod.label.app".into(),
                 },
                 PodLabel {
                     name: "example.org/the-team".into(),
                     shown: "label_example_org_the_team".into(),
+                    attribute: "k8s.pod.label.example.org/the-team".into(),
                 },
             ],
             otlp: Some(otlp::Options {
@@ -1244,6 +1321,8 @@ mod tests {
             procfs: "/host/proc".into(),
             sysfs: "/host/sys".into(),
             rootfs: "/host".into(),
+            file: None,
+            probes_of_file: false,
             warnings: Vec::new(),
         }
     }
@@ -1269,7 +1348,7 @@ mod tests {
 
     #[test]
     fn every_setting_can_be_a_flag() {
-        let flags = "--web.listen-address :1234 --web.telemetry-path /m --web.config.file /web.yml --log.level trace --log.format json \
+        let flags = "--web.listen-address :1234 --web.telemetry-path /m --web.config.file /web.yml --web.enable-lifecycle --log.level trace --log.format json \
              --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --btf /btf --series.max 512 --series.retention 90s \
              --metrics.buckets-per-octave 4 --metrics.classic-histograms=false --metrics.created --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys \
              --path.rootfs /host --aggregate-by workload --kubernetes.node node-1.example \
@@ -1289,8 +1368,9 @@ mod tests {
         );
     }
 
-    const ALL_ENV: [(&str, &str); 27] = [
+    const ALL_ENV: [(&str, &str); 28] = [
         ("SENTRY_WEB_CONFIG_FILE", "/web.yml"),
+        ("SENTRY_WEB_ENABLE_LIFECYCLE", "true"),
         ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
         ("SENTRY_WEB_TELEMETRY_PATH", "/m"),
         ("SENTRY_LOG_LEVEL", "trace"),
@@ -1330,7 +1410,7 @@ mod tests {
 
     #[test]
     fn every_setting_can_be_a_key_flat_or_nested() {
-        let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nweb.config.file: /web.yml\nlog.level: trace\nlog.format: json\n\
+        let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nweb.config.file: /web.yml\nweb.enable-lifecycle: true\nlog.level: trace\nlog.format: json\n\
              probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
              metrics.buckets-per-octave: 4\nmetrics.classic-histograms: false\nmetrics.created: true\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
              path.rootfs: /host\naggregate-by: workload\nkubernetes.node: node-1.example\n\
@@ -1338,17 +1418,45 @@ mod tests {
              otlp.endpoint: https://otel:4317\notlp.protocol: grpc\notlp.interval: 5s\notlp.headers: a=b,c=d\n\
              otlp.ca-file: /ca\n";
         assert_eq!(from_file(flat), all_set());
-        let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\n  config: {file: /web.yml}\nlog: {level: trace, format: json}\n\
+        let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\n  config: {file: /web.yml}\n  enable-lifecycle: true\nlog: {level: trace, format: json}\n\
              probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
              metrics: {buckets-per-octave: 4, classic-histograms: false, created: true}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
              path.sysfs: /host/sys\npath.rootfs: /host\naggregate-by: workload\nkubernetes:\n  node: node-1.example\n  \
              kubeconfig: /kubeconfig\n  pod-labels: [app, example.org/the-team]\n\
              otlp: {endpoint: \"https://otel:4317\", protocol: grpc, interval: 5s, headers: [a=b, c=d], ca-file: /ca}\n";
         assert_eq!(from_file(nested), all_set());
+        let of_file = Config {
+            file: Some("/etc/sentry.yaml".into()),
+            probes_of_file: true,
+            ..all_set()
+        };
         assert_eq!(
             load_layers(&format!("check {FILE}"), &[], Some(flat)).unwrap(),
-            Command::Check(all_set(), Format::Table)
+            Command::Check(of_file, Format::Table)
         );
+    }
+
+    #[test]
+    fn the_probes_are_for_the_file_to_say_unless_a_higher_layer_does() {
+        for (args, env, file, expected) in [
+            ("", &[][..], None, false),
+            (FILE, &[], Some(""), true),
+            (FILE, &[], Some("probes: tcp"), true),
+            (
+                &format!("{FILE} --probes tcp"),
+                &[],
+                Some("probes: disk"),
+                false,
+            ),
+            (FILE, &[("SENTRY_PROBES", "tcp")], Some(""), false),
+            (FILE, &[("SENTRY_PROBES", "")], Some(""), true),
+        ] {
+            let Ok(Command::Agent(config)) = load_layers(args, env, file) else {
+                panic!("{args}");
+            };
+            assert_eq!(config.probes_of_file, expected, "{args} {env:?} {file:?}");
+            assert_eq!(config.file.is_some(), file.is_some());
+        }
     }
 
     #[test]
@@ -1631,14 +1739,32 @@ mod tests {
             );
         }
         for value in [
-            "metrics", "/", "/healthz", "/readyz", "/api", "/api/v1", "/api/", "/a?b", "/a#b",
-            "/{a}", "/*a", "/:a", "/ä", "//a", "/a//b", "/./a", "/a/..", "/%41",
+            "metrics",
+            "/",
+            "/healthz",
+            "/readyz",
+            "/api",
+            "/api/v1",
+            "/api/",
+            "/-",
+            "/-/reload",
+            "/a?b",
+            "/a#b",
+            "/{a}",
+            "/*a",
+            "/:a",
+            "/ä",
+            "//a",
+            "/a//b",
+            "/./a",
+            "/a/..",
+            "/%41",
         ] {
             assert_eq!(
                 flag_error(&format!("--web.telemetry-path {value}")),
                 format!(
                     "--web.telemetry-path: invalid value '{value}'; allowed: a path such as /metrics, of letters, \
-                     digits and / - . _ ~, but not /, /healthz, /readyz, /api or one below it"
+                     digits and / - . _ ~, but not /, /healthz, /readyz, /api, /- or one below them"
                 )
             );
         }
@@ -1757,15 +1883,16 @@ mod tests {
         let shown = |value: &str| {
             let flags = format!("--kubernetes.node a --kubernetes.pod-labels {value}");
             let labels = agent(&flags, &[], None).pod_labels;
-            labels.iter().map(PodLabel::shown).collect::<Vec<_>>()
+            let shown = labels.iter().map(|label| label.shown().to_owned());
+            shown.collect::<Vec<_>>()
         };
         assert_eq!(shown("app"), ["label_app"]);
         assert_eq!(
             shown("k8s-app,app.kubernetes.io/name,A_b.c"),
             [
-                "label_k8s_app",
+                "label_A_b_c",
                 "label_app_kubernetes_io_name",
-                "label_A_b_c"
+                "label_k8s_app"
             ]
         );
         let refused = |value: &str, why: &str| {
@@ -2008,7 +2135,7 @@ mod tests {
                 ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
                  metrics.buckets-per-octave, metrics.classic-histograms, metrics.created, otlp.ca-file, otlp.endpoint, otlp.headers, \
                  otlp.interval, otlp.protocol, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
-                 tcp.hook, web.config.file, web.listen-address, web.telemetry-path",
+                 tcp.hook, web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
             ),
             (
                 "web.listenaddress:",
@@ -2020,11 +2147,11 @@ mod tests {
             ),
             (
                 "web: x",
-                ":1: web: a section, which has no value; allowed: web.config.file, web.listen-address, web.telemetry-path",
+                ":1: web: a section, which has no value; allowed: web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
             ),
             (
                 "web: [x]",
-                ":1: web: a section, which has no value; allowed: web.config.file, web.listen-address, web.telemetry-path",
+                ":1: web: a section, which has no value; allowed: web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
             ),
             (
                 "log.level: {a: b}",
@@ -2126,6 +2253,8 @@ mod tests {
             command.unwrap(),
             Command::Agent(Config {
                 series_max: 100,
+                file: Some(path),
+                probes_of_file: true,
                 ..defaults()
             })
         );

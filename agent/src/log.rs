@@ -1,22 +1,73 @@
 //! The log, on standard error.
 
+use std::io::IsTerminal;
+
 use probes::{Reason, Status, Verdict};
-use tracing::Level;
+use tracing::{Level, level_filters::LevelFilter};
+use tracing_subscriber::{
+    Layer, Registry,
+    filter::Filtered,
+    fmt::{
+        self,
+        format::{DefaultFields, Format, Full},
+    },
+    layer::{Layered, SubscriberExt},
+    reload::{self, Handle},
+    util::SubscriberInitExt,
+};
 
 use crate::config::LogFormat;
 
-/// Starts logging. A second call does nothing.
-pub(crate) fn init(level: Level, format: LogFormat) {
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
+/// What changes the log while it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    text: Handle<LevelFilter, Registry>,
+    json: Handle<LevelFilter, Text>,
+}
+
+/// What the lines of JSON are a layer upon.
+type Text = Layered<Filtered<Lines, reload::Layer<LevelFilter, Registry>, Registry>, Registry>;
+type Lines = fmt::Layer<Registry, DefaultFields, Format<Full>, fn() -> std::io::Stderr>;
+
+impl Log {
+    /// From now on it logs so.
+    pub(crate) fn set(&self, level: Level, format: LogFormat) {
+        // Fails only when the subscriber is gone.
+        let (text, json) = levels(level, format);
+        let _ = self.text.reload(text);
+        let _ = self.json.reload(json);
+    }
+}
+
+/// Of the text and of the JSON: one of them is off.
+fn levels(level: Level, format: LogFormat) -> (LevelFilter, LevelFilter) {
+    let level = LevelFilter::from(level);
+    match format {
+        LogFormat::Text => (level, LevelFilter::OFF),
+        LogFormat::Json => (LevelFilter::OFF, level),
+    }
+}
+
+/// Starts logging. Of a second call comes what changes nothing.
+pub(crate) fn init(level: Level, format: LogFormat) -> Log {
+    let stderr: fn() -> std::io::Stderr = std::io::stderr;
+    let (text_level, json_level) = levels(level, format);
+    let (text_level, text) = reload::Layer::new(text_level);
+    let (json_level, json) = reload::Layer::new(json_level);
+    let text_lines = fmt::layer()
         .with_target(false)
-        .with_writer(std::io::stderr);
-    let _ = match format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
+        .with_writer(stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let json_lines = fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_target(false)
+        .with_writer(stderr);
+    let _ = tracing_subscriber::registry()
+        .with(text_lines.with_filter(text_level))
+        .with(json_lines.with_filter(json_level))
+        .try_init();
+    Log { text, json }
 }
 
 /// Says what became of a probe.
@@ -34,6 +85,7 @@ pub(crate) fn verdict(status: &Status) {
         Verdict::Unsupported if status.reason == Reason::NoCuda => {
             tracing::info!(probe, hook, reason, "{verdict}: {}", status.detail);
         }
+        Verdict::Off => tracing::info!(probe, "{verdict}: {}", status.detail),
         _ => tracing::warn!(probe, hook, reason, "{verdict}: {}", status.detail),
     }
 }

@@ -11,6 +11,7 @@ mod enrich;
 mod expose;
 mod log;
 mod privileges;
+mod reload;
 mod summary;
 
 use std::{
@@ -24,16 +25,16 @@ use std::{
 };
 
 use anyhow::Context;
-use probes::{Status, cgroup::Events, gpu::Follower};
+use probes::{Kernel, Status, cgroup::Events, gpu::Follower};
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, mpsc},
 };
 
 use crate::{
     attach::AttachError,
     collect::{Collector, Occasion, lock},
-    config::{Command, Config, PodLabel, ProbeOptions},
+    config::{Command, Config, ProbeOptions},
     enrich::{
         cgroup::Mount,
         kubernetes,
@@ -46,6 +47,9 @@ use crate::{
         verdicts::Verdicts,
         web_config::{WebConfig, WebConfigError},
     },
+    log::Log,
+    privileges::{PrivilegesError, Reloads},
+    reload::Reloader,
     summary::Summary,
 };
 
@@ -64,15 +68,14 @@ const WALK_INTERVAL: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     probes::bound_allocator();
-    let options: Vec<ProbeOptions> = probes::PROBES
-        .iter()
-        .map(|probe| ProbeOptions::from(*probe))
-        .collect();
-    let outcome = match config::load(env::args_os(), env::vars_os(), &options) {
-        Ok(Command::Check(config, format)) => check::run(&config, format),
-        Ok(Command::Agent(config)) => run(&config).map(|()| ExitCode::SUCCESS),
-        Err(error) => return error.report(),
-    };
+    // A signal to reload must not end the agent, however early it comes.
+    let outcome = Runtime::new().and_then(|runtime| {
+        Ok(match load() {
+            Ok(Command::Check(config, format)) => check::run(&config, format)?,
+            Ok(Command::Agent(config)) => run(&config, runtime).map(|()| ExitCode::SUCCESS)?,
+            Err(error) => error.report(),
+        })
+    });
     outcome.unwrap_or_else(|error| {
         eprintln!("sentry: {error:#}");
         let attach = error.downcast_ref::<AttachError>();
@@ -90,19 +93,44 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(config: &Config) -> anyhow::Result<()> {
-    log::init(config.log_level, config.log_format);
+/// Reads the command line, the environment and the file that they name. The first two stay what they are.
+fn load() -> Result<Command, config::Error> {
+    let options: Vec<ProbeOptions> = probes::PROBES
+        .iter()
+        .map(|probe| ProbeOptions::from(*probe))
+        .collect();
+    config::load(env::args_os(), env::vars_os(), &options)
+}
+
+/// Where the agent runs, and the signals that it is told by to reload.
+struct Runtime {
+    runtime: tokio::runtime::Runtime,
+    hangup: Signal,
+}
+
+impl Runtime {
+    fn new() -> anyhow::Result<Self> {
+        let runtime = expose::runtime().context("cannot start the runtime")?;
+        let hangup = {
+            let _within = runtime.enter();
+            signal(SignalKind::hangup()).context("SIGHUP")?
+        };
+        Ok(Self { runtime, hangup })
+    }
+}
+
+fn run(config: &Config, Runtime { runtime, hangup }: Runtime) -> anyhow::Result<()> {
+    let log = log::init(config.log_level, config.log_format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     privileges::raise()?;
-    let runtime = expose::runtime().context("cannot start the runtime")?;
-    let outcome = runtime.block_on(agent(config));
+    let outcome = runtime.block_on(agent(config, hangup, log));
     runtime.shutdown_background();
     outcome
 }
 
-async fn agent(config: &Config) -> anyhow::Result<()> {
+async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let (started, started_at) = (Instant::now(), SystemTime::now());
@@ -112,13 +140,7 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     // Files of authorities are read with all privileges.
     let exporter = exporter(config, started_at)?;
     // Held as long as the agent runs.
-    let _run_stats = config
-        .bpf_stats
-        .then(|| {
-            probes::enable_run_stats()
-                .context("--bpf.stats: the kernel's statistics cannot be switched on")
-        })
-        .transpose()?;
+    let _run_stats = run_stats(config)?;
 
     // kernel -> mapped cells
     let attach::Attached {
@@ -135,13 +157,7 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     statuses.iter().for_each(log::verdict);
     attach::forced_hooks_left_something(config, &statuses)?;
     // No thread was made so far, and all that are have what this one keeps.
-    let files = web.as_deref().map(WebConfig::files).unwrap_or_default();
-    let closed = privileges::closed(&files)?;
-    let kept = privileges::reduce(&kernel, &config.procfs, &config.rootfs, closed)?;
-    tracing::info!("capabilities kept: {kept}");
-    if let Some(missed) = &kept.missed {
-        tracing::warn!("{missed}");
-    }
+    reduce_privileges(config, web.as_deref(), &kernel)?;
 
     // cgroup ids -> names
     let names = Arc::new(name(config, cgroup_events, mounts)?);
@@ -176,16 +192,31 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
 
     // totals -> the outside
     let statuses = lock(&collector).statuses();
+    let reloads = Arc::new(reload::Stats::new());
     let metrics = Arc::new(Metrics(Source {
-        collector,
+        collector: Arc::clone(&collector),
         http: Arc::clone(&http),
         procfs: config.procfs.clone(),
-        shape: Arc::new(shape(config)),
+        shape: Mutex::new(Arc::new(Shape::new(config))),
         run_stats: config.bpf_stats,
+        reloads: Arc::clone(&reloads),
         otlp: exporter.as_ref().map(Exporter::stats),
     }));
     let pushing = push(exporter, &metrics)?;
+    let (reload, requests) = mpsc::channel(1);
+    let reloader = Reloader {
+        started: config.probes.clone(),
+        current: config.clone(),
+        load: Box::new(load_anew),
+        collector,
+        metrics: Arc::clone(&metrics),
+        web: web.clone(),
+        log,
+        stats: reloads,
+    };
+    tokio::spawn(reload::follow(reloader, hangup, requests));
     let exposed = Exposed {
+        reload: config.lifecycle.then_some(reload),
         readiness: Arc::new(Verdicts(statuses)),
         scrape: metrics,
         stats: http,
@@ -194,13 +225,10 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
         web: web.clone(),
     };
     let tls = web.is_some_and(|web| web.current().tls.is_some());
-    tracing::info!(
-        "serving {}://{}{} after {} ms",
-        if tls { "https" } else { "http" },
-        listener.local_addr()?,
-        config.telemetry_path,
-        started.elapsed().as_millis()
-    );
+    let scheme = if tls { "https" } else { "http" };
+    let (address, path) = (listener.local_addr()?, &config.telemetry_path);
+    let took = started.elapsed().as_millis();
+    tracing::info!("serving {scheme}://{address}{path} after {took} ms");
     let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -215,6 +243,30 @@ async fn agent(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Has the kernel count the runs of programs while what this gives is held, if the configuration wants it.
+fn run_stats(config: &Config) -> anyhow::Result<Option<OwnedFd>> {
+    let run_stats = config.bpf_stats.then(probes::enable_run_stats);
+    run_stats
+        .transpose()
+        .context("--bpf.stats: the kernel's statistics cannot be switched on")
+}
+
+/// Gives up what neither that which is attached nor a reload needs.
+fn reduce_privileges(
+    config: &Config,
+    web: Option<&WebConfig>,
+    kernel: &Kernel,
+) -> Result<(), PrivilegesError> {
+    let files = web.map(WebConfig::files).unwrap_or_default();
+    let reloads = Reloads::new(config, &files)?;
+    let kept = privileges::reduce(kernel, &config.procfs, &config.rootfs, reloads)?;
+    tracing::info!("capabilities kept: {kept}");
+    if let Some(missed) = &kept.missed {
+        tracing::warn!("{missed}");
+    }
+    Ok(())
+}
+
 /// Who may connect, if the configuration has a file that says so.
 fn web(config: &Config, http: &Arc<HttpStats>) -> Result<Option<Arc<WebConfig>>, WebConfigError> {
     let Some(path) = &config.web else {
@@ -225,13 +277,11 @@ fn web(config: &Config, http: &Arc<HttpStats>) -> Result<Option<Arc<WebConfig>>,
     Ok(Some(Arc::new(web)))
 }
 
-/// How values are shown.
-fn shape(config: &Config) -> Shape {
-    Shape {
-        buckets_per_octave: config.buckets_per_octave,
-        classic_histograms: config.classic_histograms,
-        created: config.created,
-        pod_labels: config.pod_labels.iter().map(PodLabel::shown).collect(),
+/// The configuration as it is by now.
+fn load_anew() -> Result<Config, String> {
+    match load() {
+        Ok(Command::Agent(config) | Command::Check(config, _)) => Ok(config),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -244,7 +294,6 @@ fn exporter(config: &Config, started: SystemTime) -> Result<Option<Exporter>, ot
     let identity = Identity {
         host: host.nodename().to_string_lossy().into_owned(),
         node: config.node.clone(),
-        pod_labels: config.pod_labels.iter().map(PodLabel::name).collect(),
         started,
     };
     Exporter::new(options, identity).map(Some)
@@ -283,7 +332,8 @@ fn name(
         kubernetes::start(kubernetes::Options {
             node: node.clone(),
             kubeconfig: config.kubeconfig.clone(),
-            labels: config.pod_labels.iter().map(PodLabel::name).collect(),
+            labels: names::of_labels(&config.pod_labels),
+            keeps_all_labels: config.file.is_some(),
             retention: config.series_retention,
         })
     };
@@ -294,7 +344,7 @@ fn name(
         rootfs: config.rootfs.clone(),
         detail: Detail {
             aggregate: config.aggregate,
-            pod_labels: config.pod_labels.len(),
+            pod_labels: config.pod_labels.clone().into(),
         },
     }))
 }

@@ -18,7 +18,7 @@ use rustix::{
     },
 };
 
-use crate::enrich::runtime;
+use crate::{config::Config, enrich::runtime};
 
 /// Since then, commit c8644cd0efe7, map calls on a descriptor that one holds take no capability, whatever
 /// `kernel.unprivileged_bpf_disabled` says. Before, it refuses every `bpf()` call without `CAP_BPF`, and may be
@@ -32,11 +32,14 @@ const OPEN_MAP_FILES: (u32, u32) = (5, 9);
 /// Since then, commit 80ee81e0403c, maps are memory of their maker's cgroup and not charged to `RLIMIT_MEMLOCK`.
 pub(crate) const UNCHARGED_MAPS: (u32, u32) = (5, 11);
 
+/// The hooks that are attached by `perf_event_open()`, each time anew.
+const PERF_HOOKS: [&str; 2] = ["kprobe", "tracepoint"];
+
 /// Why `CAP_DAC_READ_SEARCH` stays without the gpu probe.
 const NAMES: &str = "names of containers are read in the folders of their runtimes";
 
 /// Likewise.
-const WEB_CONFIG: &str = "files of --web.config.file are read anew when they change";
+const ANEW: &str = "files of --config.file and --web.config.file are read anew";
 
 /// A capability that stays, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +182,7 @@ pub(crate) fn unfinished(kernel: &Kernel) -> Vec<&'static str> {
         .probes
         .iter()
         .filter(|installed| {
-            installed.status.verdict.is_up()
+            installed.status_when_on().verdict.is_up()
                 && installed.fallback_trigger().is_some()
                 && !installed.fallback_tried
         })
@@ -194,6 +197,8 @@ pub(crate) struct Later<'a> {
     pub(crate) release: &'a str,
     /// The probes that are [`unfinished`].
     pub(crate) unfinished: Vec<&'static str>,
+    /// The probes that may be turned off and on again, and are attached by `perf_event_open()`.
+    pub(crate) by_perf: Vec<&'static str>,
     /// Whether programs that use CUDA are looked for and attached to.
     pub(crate) gpu: bool,
     /// Whether that is done with `perf_event_open()`, which takes `CAP_SYS_ADMIN` for uprobes: again
@@ -204,6 +209,29 @@ pub(crate) struct Later<'a> {
     pub(crate) folders: Folders,
     /// Whether there are files to be read anew that are [`closed`].
     pub(crate) closed_files: bool,
+}
+
+/// What of a reload takes privileges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reloads {
+    /// Whether there are files to be read anew that are [`closed`].
+    pub(crate) closed_files: bool,
+    /// Whether probes can be turned off and on.
+    pub(crate) probes: bool,
+}
+
+impl Reloads {
+    /// By the settings, and the files that `--web.config.file` leads to.
+    ///
+    /// # Errors
+    /// When a call is refused.
+    pub(crate) fn new(config: &Config, web_files: &[PathBuf]) -> Result<Self, PrivilegesError> {
+        let files: Vec<PathBuf> = config.file.iter().chain(web_files).cloned().collect();
+        Ok(Self {
+            closed_files: closed(&files)?,
+            probes: config.probes_of_file,
+        })
+    }
 }
 
 /// The folders in which container runtimes keep their state: they are root's.
@@ -229,15 +257,15 @@ impl Folders {
 }
 
 impl<'a> Later<'a> {
-    /// By what is attached, the kernel's release, where the host's files are, and whether others that are read anew are
-    /// [`closed`].
-    pub(crate) fn new(
-        kernel: &Kernel,
-        release: &'a str,
-        rootfs: &Path,
-        closed_files: bool,
-    ) -> Self {
+    /// By what is attached, the kernel's release, where the host's files are, and what a reload may change.
+    pub(crate) fn new(kernel: &Kernel, release: &'a str, rootfs: &Path, reloads: Reloads) -> Self {
         let mut probes = kernel.probes.iter();
+        let by_perf = probes.clone().filter(|installed| {
+            // What is attached otherwise is loaded, and attaching it takes no more.
+            let status = installed.status_when_on();
+            reloads.probes && status.verdict.is_up() && PERF_HOOKS.contains(&status.hook)
+        });
+        let by_perf = by_perf.map(|installed| installed.probe.name).collect();
         let gpu = probes
             .find(|installed| installed.probe.deferred.is_some())
             // Nothing comes later where this kernel has no way to attach.
@@ -248,7 +276,8 @@ impl<'a> Later<'a> {
             gpu: gpu.is_some(),
             perf_uprobes: gpu.is_some_and(|gpu| gpu.status.hook != "uprobe_multi"),
             folders: Folders::new(rootfs),
-            closed_files,
+            by_perf,
+            closed_files: reloads.closed_files,
         }
     }
 
@@ -266,6 +295,12 @@ impl<'a> Later<'a> {
                 "series come and go, and kernels before {major}.{minor} may refuse map calls without it"
             )
         });
+        let anew = (!self.by_perf.is_empty()).then(|| {
+            format!(
+                "{}: attached by perf_event_open() each time that a reload turns it on",
+                self.by_perf.join(", ")
+            )
+        });
         let gpu = |reason: &str| self.gpu.then(|| format!("gpu {reason}"));
         let attaches = gpu("attaches to programs when they begin to use CUDA");
         let perf = gpu("attaches by perf_event_open(), which takes it for uprobes");
@@ -280,7 +315,7 @@ impl<'a> Later<'a> {
             (
                 CapabilitySet::PERFMON,
                 admin,
-                reasons([None, later, attaches]),
+                reasons([anew, later, attaches]),
             ),
             (
                 CapabilitySet::SYS_PTRACE,
@@ -291,7 +326,7 @@ impl<'a> Later<'a> {
                 CapabilitySet::DAC_READ_SEARCH,
                 none,
                 reasons([
-                    self.closed_files.then(|| WEB_CONFIG.to_owned()),
+                    self.closed_files.then(|| ANEW.to_owned()),
                     (self.folders != Folders::Open).then(|| NAMES.to_owned()),
                     gpu("opens files in the folders of containers"),
                 ]),
@@ -344,7 +379,7 @@ pub(crate) fn missed(permitted: CapabilitySet, later: &Later) -> Option<String> 
         )
     });
     let files = (later.closed_files && !permitted.contains(CapabilitySet::DAC_READ_SEARCH)).then(|| {
-        "changes of --web.config.file and its files are not seen, for want of CAP_DAC_READ_SEARCH (they are closed to this user)".to_owned()
+        "--config.file, or --web.config.file and its files, cannot be read anew, for want of CAP_DAC_READ_SEARCH (they are closed to this user)".to_owned()
     });
     let parts: Vec<String> = names
         .into_iter()
@@ -421,7 +456,7 @@ impl fmt::Display for Reduced {
 ///
 /// # Errors
 /// When a call is refused.
-pub(crate) fn closed(files: &[PathBuf]) -> Result<bool, PrivilegesError> {
+fn closed(files: &[PathBuf]) -> Result<bool, PrivilegesError> {
     let refused = |call| {
         move |errno: rustix::io::Errno| PrivilegesError::Refused {
             call,
@@ -447,7 +482,7 @@ pub(crate) fn closed(files: &[PathBuf]) -> Result<bool, PrivilegesError> {
 }
 
 /// Gives up every capability that what is attached does not need any more, in all sets of this thread, and with
-/// `no_new_privs` the ways to new ones. `closed_files`: see [`Later`].
+/// `no_new_privs` the ways to new ones.
 ///
 /// # Errors
 /// When there is another thread, whose capabilities would stay, or when a call is refused.
@@ -455,7 +490,7 @@ pub(crate) fn reduce(
     kernel: &Kernel,
     procfs: &Path,
     rootfs: &Path,
-    closed_files: bool,
+    reloads: Reloads,
 ) -> Result<Reduced, PrivilegesError> {
     let read_error = |path: &Path| {
         let path = path.to_owned();
@@ -476,7 +511,7 @@ pub(crate) fn reduce(
     };
     let before = capabilities(None).map_err(refused("capget"))?;
     // Where it cannot be read, there is no such patch to heed.
-    let later = Later::new(kernel, &release, rootfs, closed_files);
+    let later = Later::new(kernel, &release, rootfs, reloads);
     let missed = missed(before.permitted, &later);
     let kept = keep(before.permitted, &later);
     let keep = kept.iter().fold(CapabilitySet::empty(), |all, kept| {
@@ -669,6 +704,24 @@ mod tests {
         assert_eq!(describe(&[]), "none");
     }
 
+    #[test]
+    fn what_is_attached_by_perf_events_again_takes_one() {
+        let later = Later {
+            release: "6.18.0",
+            by_perf: vec!["tcp", "disk"],
+            ..Later::default()
+        };
+        assert_eq!(
+            describe(&keep(FULL, &later)),
+            "CAP_PERFMON (tcp, disk: attached by perf_event_open() each time that a reload turns it on)"
+        );
+        // Where it stood for all, it stays.
+        assert_eq!(
+            capabilities(CapabilitySet::SYS_ADMIN, &later),
+            [CapabilitySet::SYS_ADMIN]
+        );
+    }
+
     fn gpu(release: &str, perf_uprobes: bool) -> Later<'_> {
         Later {
             release,
@@ -784,13 +837,13 @@ mod tests {
         let search = CapabilitySet::DAC_READ_SEARCH;
         assert_eq!(
             describe(&keep(FULL, &later)),
-            format!("CAP_DAC_READ_SEARCH ({WEB_CONFIG})")
+            format!("CAP_DAC_READ_SEARCH ({ANEW})")
         );
         assert_eq!(missed(search, &later), None);
         assert_eq!(
             missed(CapabilitySet::empty(), &later).as_deref(),
             Some(
-                "changes of --web.config.file and its files are not seen, for want of CAP_DAC_READ_SEARCH (they are closed to this user)"
+                "--config.file, or --web.config.file and its files, cannot be read anew, for want of CAP_DAC_READ_SEARCH (they are closed to this user)"
             )
         );
     }

@@ -176,16 +176,35 @@ pub(crate) fn load(ebpf: &mut Ebpf, btf: Option<&Btf>, program: &Program) -> Res
     })
 }
 
+/// What holds a program at its hook; dropped, it lets go of it, and the program stays loaded.
+pub(crate) type Link = Box<dyn Send + Sync>;
+
 /// Lets a loaded program run at its hook.
-pub(crate) fn attach(ebpf: &mut Ebpf, program: &Program) -> Result<(), Refusal> {
+pub(crate) fn attach(ebpf: &mut Ebpf, program: &Program) -> Result<Link, Refusal> {
     let name = program.name;
-    let attached = match program.hook {
-        Hook::TpBtf(_) => typed::<BtfTracePoint>(ebpf, name)?.attach().map(drop),
-        Hook::RawTracepoint(point) => typed::<RawTracePoint>(ebpf, name)?.attach(point).map(drop),
-        Hook::Kprobe(function) => typed::<KProbe>(ebpf, name)?.attach(function, 0).map(drop),
-        Hook::Tracepoint(record) => typed::<TracePoint>(ebpf, name)?
-            .attach(record.category, record.event)
-            .map(drop),
+    let attached: Result<Link, ProgramError> = match program.hook {
+        Hook::TpBtf(_) => {
+            let program: &mut BtfTracePoint = typed(ebpf, name)?;
+            let link = program.attach().and_then(|id| program.take_link(id));
+            link.map(|link| Box::new(link) as Link)
+        }
+        Hook::RawTracepoint(point) => {
+            let program: &mut RawTracePoint = typed(ebpf, name)?;
+            let link = program.attach(point).and_then(|id| program.take_link(id));
+            link.map(|link| Box::new(link) as Link)
+        }
+        Hook::Kprobe(function) => {
+            let program: &mut KProbe = typed(ebpf, name)?;
+            let id = program.attach(function, 0);
+            let link = id.and_then(|id| program.take_link(id));
+            link.map(|link| Box::new(link) as Link)
+        }
+        Hook::Tracepoint(record) => {
+            let program: &mut TracePoint = typed(ebpf, name)?;
+            let id = program.attach(record.category, record.event);
+            let link = id.and_then(|id| program.take_link(id));
+            link.map(|link| Box::new(link) as Link)
+        }
     };
     attached.map_err(|error| match os_error(&error).map(io::Error::kind) {
         Some(ErrorKind::NotFound) => no_point(&program.hook),

@@ -12,15 +12,15 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, Queue, RingBuf},
+    Btf, Ebpf, EbpfLoader, Pod,
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, Queue, RingBuf},
 };
 use aya_obj::generated::bpf_map_type;
 
 use crate::{
     Cells, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable, Status,
     Verdict, btf, cgroup,
-    hook::{self, Host, chain},
+    hook::{self, Host, Link, chain},
     pool::map_memory_bytes,
     record::{self, Field},
     series::slot_count,
@@ -33,6 +33,8 @@ use crate::{
 pub struct Request<'a> {
     /// Probes, each with the hook that the user forces, if any.
     pub probes: &'a [(&'static Probe, Option<&'a str>)],
+    /// Of them those that are made ready, and not attached until [`Programs::turn_on`].
+    pub off: &'a [&'static str],
     /// Histograms in the pool, the `other` cells included.
     pub series_max: u16,
     /// The hierarchy that disk I/O is charged in: see [`cgroup::io_hierarchy`].
@@ -101,9 +103,31 @@ pub struct Installed {
     pub fallback_tried: bool,
     histograms: u16,
     counters: u16,
+    /// While it is turned off, the verdict that it has when it is on.
+    when_on: Option<Status>,
+    /// Whether it ran before it was turned off.
+    has_run: bool,
 }
 
 impl Installed {
+    /// Whether the configuration wants it to run.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.when_on.is_none()
+    }
+
+    /// The verdict that it has, or had and will have, when it is on.
+    #[must_use]
+    pub fn status_when_on(&self) -> &Status {
+        self.when_on.as_ref().unwrap_or(&self.status)
+    }
+
+    /// Whether it counts, or has counted until it was turned off.
+    #[must_use]
+    pub fn has_counted(&self) -> bool {
+        self.has_run || self.status.verdict.is_up()
+    }
+
     /// Where events are counted that found no free cell.
     #[must_use]
     pub fn other(&self) -> Vec<Sample> {
@@ -145,12 +169,28 @@ pub struct RunStats {
 /// The programs in the kernel.
 pub struct Programs {
     ebpf: Ebpf,
-    attached: Vec<&'static str>,
+    loaded: Vec<Loaded>,
+}
+
+/// A program in the kernel.
+struct Loaded {
+    program: &'static Program,
+    /// What holds it at its hook; nothing while its probe is off.
+    link: Option<Link>,
+}
+
+impl Loaded {
+    /// A program's name begins with its probe's.
+    fn is_of(&self, probe: &Probe) -> bool {
+        let rest = self.program.name.strip_prefix(probe.name);
+        rest.is_some_and(|rest| rest.starts_with('_'))
+    }
 }
 
 impl fmt::Debug for Programs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Programs").field(&self.attached).finish()
+        let names = self.loaded.iter().map(|loaded| loaded.program.name);
+        f.debug_list().entries(names).finish()
     }
 }
 
@@ -224,14 +264,19 @@ pub(crate) fn attach_from(
         let mut settled = true;
         // The last first: no workload's cgroup is to be made unseen between its walk and its
         // events.
-        for ladder in ladders.iter_mut().rev() {
+        for (place, ladder) in ladders.iter_mut().enumerate().rev() {
             let Some(step) = ladder.steps.first() else {
                 continue;
             };
-            let attached = installing
-                .programs
-                .attach_all(btf.as_ref(), step.variant.programs);
-            if let Err(refusal) = attached {
+            let probe = request.probes.get(place).map(|(probe, _)| probe.name);
+            let is_off = probe.is_some_and(|name| request.off.contains(&name));
+            let (programs, all) = (&mut installing.programs, step.variant.programs);
+            let outcome = if is_off {
+                programs.load_all(btf.as_ref(), all)
+            } else {
+                programs.attach_all(btf.as_ref(), all)
+            };
+            if let Err(refusal) = outcome {
                 let hook = step.variant.programs[0].hook;
                 ladder.pass_over(host.explain(&hook, refusal));
                 settled = false;
@@ -471,7 +516,7 @@ impl Layout {
             map_memory_bytes,
             programs: Programs {
                 ebpf,
-                attached: Vec::new(),
+                loaded: Vec::new(),
             },
         })
     }
@@ -492,7 +537,7 @@ impl Layout {
         }
         // A system call of this very task.
         let _ = std::os::unix::process::parent_id();
-        programs.detach(&btf::CHECK);
+        programs.unload(&btf::CHECK);
         let count = |counter: u32| {
             let cell = self.btf_counters + counter as u16;
             installing.cells.counter(cell)
@@ -543,6 +588,8 @@ impl Layout {
                     fallback_tried: false,
                     histograms: *histograms,
                     counters: *counters,
+                    when_on: None,
+                    has_run: false,
                 }
             })
             .collect();
@@ -565,26 +612,88 @@ impl Programs {
         btf: Option<&Btf>,
         programs: &'static [Program],
     ) -> Result<(), Refusal> {
-        let before = self.attached.len();
+        self.load_all(btf, programs)?;
+        let attached =
+            self.hold(|loaded| programs.iter().any(|one| one.name == loaded.program.name));
+        attached.inspect_err(|_| self.unload(programs))
+    }
+
+    fn load_all(&mut self, btf: Option<&Btf>, programs: &'static [Program]) -> Result<(), Refusal> {
         for program in programs {
             hook::load(&mut self.ebpf, btf, program)?;
         }
-        for program in programs {
-            if let Err(refusal) = hook::attach(&mut self.ebpf, program) {
-                for name in self.attached.split_off(before) {
-                    hook::unload(&mut self.ebpf, name);
-                }
-                return Err(refusal);
-            }
-            self.attached.push(program.name);
+        let loaded = programs.iter().map(|program| Loaded {
+            program,
+            link: None,
+        });
+        self.loaded.extend(loaded);
+        Ok(())
+    }
+
+    /// Attaches those of the loaded programs, or none.
+    fn hold(&mut self, which: impl Fn(&Loaded) -> bool) -> Result<(), Refusal> {
+        let mut links = Vec::new();
+        for loaded in self.loaded.iter().filter(|loaded| which(loaded)) {
+            links.push(hook::attach(&mut self.ebpf, loaded.program)?);
+        }
+        let held = self.loaded.iter_mut().filter(|loaded| which(loaded));
+        for (loaded, link) in held.zip(links) {
+            loaded.link = Some(link);
         }
         Ok(())
     }
 
-    fn detach(&mut self, programs: &[Program]) {
+    fn unload(&mut self, programs: &[Program]) {
         for program in programs {
-            self.attached.retain(|name| *name != program.name);
+            let is_it = |loaded: &Loaded| loaded.program.name == program.name;
+            self.loaded.retain(|loaded| !is_it(loaded));
             hook::unload(&mut self.ebpf, program.name);
+        }
+    }
+
+    /// Takes a probe's programs away from their hooks. They stay loaded, and what they have counted stays in its
+    /// cells. A deferred probe has none here: see [`crate::gpu::Gpu::turn`].
+    pub fn turn_off(&mut self, installed: &mut Installed) {
+        if !installed.is_on() {
+            return;
+        }
+        let of_probe = |loaded: &&mut Loaded| loaded.is_of(installed.probe);
+        for loaded in self.loaded.iter_mut().filter(of_probe) {
+            installed.has_run |= loaded.link.take().is_some();
+        }
+        let is_deferred = installed.probe.deferred.is_some();
+        installed.has_run |= is_deferred && installed.status.verdict.is_up();
+        let off = Status::turned_off(&installed.status);
+        installed.when_on = Some(std::mem::replace(&mut installed.status, off));
+    }
+
+    /// Attaches the programs of a probe that is off again. One that this kernel could not run at the start gets the
+    /// verdict that it would have had then.
+    ///
+    /// # Errors
+    /// The kernel's refusal; the probe stays off.
+    pub fn turn_on(&mut self, installed: &mut Installed) -> Result<(), Refusal> {
+        if installed.is_on() {
+            return Ok(());
+        }
+        self.forget_in_flight(installed)?;
+        self.hold(|loaded| loaded.is_of(installed.probe))?;
+        if let Some(status) = installed.when_on.take() {
+            installed.status = status;
+        }
+        Ok(())
+    }
+
+    /// What began before the probe was turned off may have ended since, and be taken for something else.
+    fn forget_in_flight(&mut self, installed: &Installed) -> Result<(), Refusal> {
+        for name in installed.probe.in_flight {
+            if let Some(map) = self.ebpf.map_mut(name) {
+                forget(map).map_err(|error| map_error(&error))?;
+            }
+        }
+        match &installed.probe.fallback {
+            Some(fallback) if installed.fallback_tried => self.new_table(fallback).map(drop),
+            _ => Ok(()),
         }
     }
 
@@ -598,7 +707,7 @@ impl Programs {
             return Ok(cgroup::Events::new(events, status));
         }
         for variant in rung.variants {
-            self.detach(variant.programs);
+            self.unload(variant.programs);
         }
         let why = Refusal {
             verdict: Verdict::Failed,
@@ -637,17 +746,25 @@ impl Programs {
         fallback: &Fallback,
         programs: &'static [Program],
     ) -> Result<Option<u64>, Refusal> {
-        let map_error = |error: &dyn fmt::Display| Refusal {
-            verdict: Verdict::Failed,
-            reason: Reason::MapError,
-            detail: error.to_string(),
-        };
         let btf = programs
             .iter()
             .any(|program| matches!(program.hook, Hook::TpBtf(_)))
             .then(Btf::from_sys_fs)
             .transpose()
             .map_err(|error| map_error(&error))?;
+        let bytes = self.new_table(fallback)?;
+        let mut outcome = Err(map_error(&"there is no program for it"));
+        for program in programs.chunks(1) {
+            outcome = self.attach_all(btf.as_ref(), program);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome.map(|()| bytes)
+    }
+
+    /// Gives the fallback hook an empty table. Returns its memory in bytes.
+    fn new_table(&mut self, fallback: &Fallback) -> Result<Option<u64>, Refusal> {
         let (slot, entries) = fallback.table;
         let word = size_of::<u64>() as u32;
         let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
@@ -661,21 +778,14 @@ impl Programs {
             .ok_or_else(|| map_error(&format!("the eBPF object has no map {slot}")))?;
         // The kernel holds the table as long as the slot does.
         slots.set(0, &table, 0).map_err(|error| map_error(&error))?;
-        let mut outcome = Err(map_error(&"there is no program for it"));
-        for program in programs.chunks(1) {
-            outcome = self.attach_all(btf.as_ref(), program);
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        outcome.map(|()| bytes)
+        Ok(bytes)
     }
 
     /// Run counts of the attached programs: zero while the kernel's statistics are off.
     #[must_use]
     pub fn run_stats(&self) -> Vec<RunStats> {
-        self.attached
-            .iter()
+        let names = self.loaded.iter().map(|loaded| loaded.program.name);
+        names
             .filter_map(|name| {
                 let fd = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
                 run_stats_of(name, fd)
@@ -697,6 +807,34 @@ pub(crate) fn run_stats_of(name: &str, fd: i32) -> Option<RunStats> {
         run_time_ns: value("run_time_ns:")?,
         misses: value("recursion_misses:").unwrap_or(0),
     })
+}
+
+/// Forgets what has begun, in one of the kinds of tables that probes have for it.
+fn forget(map: &mut Map) -> Result<(), MapError> {
+    if let Ok(mut words) = Array::<_, u64>::try_from(&mut *map) {
+        return (0..words.len()).try_for_each(|word| words.set(word, 0, 0));
+    }
+    if let Ok(table) = HashMap::<_, u64, [u64; 2]>::try_from(&mut *map) {
+        return remove_all(table);
+    }
+    remove_all(HashMap::<_, [u64; 2], [u64; 3]>::try_from(map)?)
+}
+
+fn remove_all<K: Pod, V: Pod>(mut table: HashMap<&mut MapData, K, V>) -> Result<(), MapError> {
+    let keys: Vec<K> = table.keys().collect::<Result<_, _>>()?;
+    for key in keys {
+        // A table may let the oldest go by itself.
+        let _ = table.remove(&key);
+    }
+    Ok(())
+}
+
+fn map_error(error: &dyn fmt::Display) -> Refusal {
+    Refusal {
+        verdict: Verdict::Failed,
+        reason: Reason::MapError,
+        detail: error.to_string(),
+    }
 }
 
 fn object_error(error: impl std::error::Error) -> LoadError {
@@ -737,4 +875,66 @@ fn map_sizes(ebpf: &Ebpf) -> Vec<(String, u64)> {
         .collect();
     sizes.sort();
     sizes
+}
+
+/// On the running kernel: needs root, and room for programs.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::running_kernel::kernel;
+
+    /// Words that are not 0, and entries of tables.
+    fn in_flight(programs: &mut Programs) -> usize {
+        let slots = programs.ebpf.map_mut("tcp_started_slots").unwrap();
+        let slots = Array::<_, u64>::try_from(slots).unwrap();
+        let words = slots.iter().filter(|word| *word.as_ref().unwrap() != 0);
+        let words = words.count();
+        let connects = programs.ebpf.map_mut("tcp_started_hash").unwrap();
+        let connects = HashMap::<_, u64, [u64; 2]>::try_from(connects).unwrap();
+        let connects = connects.keys().count();
+        let requests = programs.ebpf.map_mut("disk_in_flight").unwrap();
+        let requests = HashMap::<_, [u64; 2], [u64; 3]>::try_from(requests).unwrap();
+        words + connects + requests.keys().count()
+    }
+
+    /// As if all of it had begun before the probes were turned off.
+    #[test]
+    fn what_began_before_a_probe_was_off_is_forgotten() {
+        let Some(mut kernel) = kernel("what_began_before_a_probe_was_off_is_forgotten", 0) else {
+            return;
+        };
+        let Kernel {
+            probes, programs, ..
+        } = &mut kernel;
+        for installed in probes.iter_mut() {
+            programs.turn_off(installed);
+            assert_eq!(installed.status.verdict, Verdict::Off);
+            assert!(!installed.is_on());
+        }
+        let slots = programs.ebpf.map_mut("tcp_started_slots").unwrap();
+        let mut slots = Array::<_, u64>::try_from(slots).unwrap();
+        for word in 0..slots.len() {
+            slots.set(word, 7, 0).unwrap();
+        }
+        let words = slots.len() as usize;
+        let connects = programs.ebpf.map_mut("tcp_started_hash").unwrap();
+        let mut connects = HashMap::<_, u64, [u64; 2]>::try_from(connects).unwrap();
+        connects.insert(1, [2, 3], 0).unwrap();
+        let requests = programs.ebpf.map_mut("disk_in_flight").unwrap();
+        let mut requests = HashMap::<_, [u64; 2], [u64; 3]>::try_from(requests).unwrap();
+        requests.insert([1, 2], [3, 4, 5], 0).unwrap();
+        assert_eq!(in_flight(programs), words + 2);
+        for installed in probes.iter_mut() {
+            let (was_up, hook) = (
+                installed.status_when_on().verdict.is_up(),
+                installed.status.hook,
+            );
+            programs.turn_on(installed).unwrap();
+            assert_eq!(installed.status.verdict.is_up(), was_up);
+            assert_eq!(installed.status.hook, hook);
+            assert!(installed.is_on());
+        }
+        // Others connect meanwhile, one at a time.
+        assert!(in_flight(programs) < words / 2);
+    }
 }

@@ -67,6 +67,7 @@ pub(crate) fn kernel(test: &str, variant: usize) -> Option<Kernel> {
     let probes: Vec<_> = PROBES.iter().map(|probe| (*probe, None)).collect();
     let request = Request {
         probes: &probes,
+        off: &[],
         series_max: SERIES_MAX,
         io_hierarchy: 0,
         task_hierarchy: None,

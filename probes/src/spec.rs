@@ -17,6 +17,8 @@ pub struct Probe {
     pub rungs: &'static [Rung],
     /// A second hook for what the first cannot time, attached only when it is needed.
     pub fallback: Option<Fallback>,
+    /// Its maps of what has begun and not ended yet: an end that it was turned off for is never seen.
+    pub in_flight: &'static [&'static str],
     /// It attaches to what processes bring along, so not at the start: what to say until then.
     pub deferred: Option<&'static str>,
     /// Histograms of its own: the `other` cells.
@@ -208,6 +210,8 @@ pub enum Verdict {
     Unsupported,
     /// It should have run.
     Failed,
+    /// The configuration has turned it off.
+    Off,
 }
 
 impl Verdict {
@@ -219,6 +223,7 @@ impl Verdict {
             Self::Degraded => "degraded",
             Self::Unsupported => "unsupported",
             Self::Failed => "failed",
+            Self::Off => "off",
         }
     }
 
@@ -266,6 +271,8 @@ pub enum Reason {
     NoMappingEvents,
     /// The agent sees only processes of its own container.
     PidNamespace,
+    /// The configuration leaves the probe out, and may bring it back.
+    TurnedOff,
 }
 
 impl Reason {
@@ -290,6 +297,7 @@ impl Reason {
             Self::NoCuda => "no_cuda",
             Self::NoMappingEvents => "no_mapping_events",
             Self::PidNamespace => "pid_namespace",
+            Self::TurnedOff => "turned_off",
         }
     }
 }
@@ -392,6 +400,18 @@ impl Status {
             verdict: cause.map_or(Verdict::Unsupported, |cause| cause.why.verdict),
             reason: cause.map_or(Reason::NoHook, |cause| cause.why.reason),
             detail,
+            passed_over: Vec::new(),
+        }
+    }
+
+    /// The configuration has turned off what would run, or not, like this.
+    pub(crate) fn turned_off(on: &Self) -> Self {
+        Self {
+            probe: on.probe,
+            hook: on.hook,
+            verdict: Verdict::Off,
+            reason: Reason::TurnedOff,
+            detail: "the configuration leaves it out".to_owned(),
             passed_over: Vec::new(),
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     enrich::cgroup::mounts,
     expose::web_config::WebConfig,
-    privileges::{self, Later, PrivilegesError, UNCHARGED_MAPS},
+    privileges::{self, Later, PrivilegesError, Reloads, UNCHARGED_MAPS},
 };
 
 /// Something about the host that the probes depend on.
@@ -76,8 +76,8 @@ pub(super) fn host(
     if let Some(kernel) = kernel {
         let permitted = privileges::set(&status, "CapPrm:");
         let files = web.map(WebConfig::files).unwrap_or_default();
-        let closed = privileges::closed(&files)?;
-        let later = Later::new(kernel, known_release, &config.rootfs, closed);
+        let reloads = Reloads::new(config, &files)?;
+        let later = Later::new(kernel, known_release, &config.rootfs, reloads);
         let kept = privileges::describe(&privileges::keep(permitted, &later));
         let missed = privileges::missed(permitted, &later);
         facts.push(("kept", (kept, missed)));

@@ -185,6 +185,13 @@ impl ProcessTotals {
         }
     }
 
+    /// The probe is on again: what it had seen has all its time to come back.
+    pub(super) fn resume(&mut self, now: Instant) {
+        for total in self.totals.values_mut() {
+            total.touched = now;
+        }
+    }
+
     /// How long a process has been known to be gone; `None` while it lives.
     fn since_exit(&mut self, process: &Process, now: Instant) -> Option<Duration> {
         let known = self.processes.get_mut(&process.slot)?;

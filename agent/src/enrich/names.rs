@@ -2,6 +2,7 @@
 //! pods, and what Kubernetes and the runtimes know of those.
 
 use std::{
+    cmp::Ordering,
     collections::{HashMap, VecDeque},
     io,
     os::fd::OwnedFd,
@@ -23,7 +24,10 @@ use super::{
     kubernetes::{PodNames, Pods, Watch, Workload as PodWorkload},
     runtime::{self, PodOf, State},
 };
-use crate::{collect::lock, config::Aggregate};
+use crate::{
+    collect::lock,
+    config::{Aggregate, PodLabel},
+};
 
 /// States of containers that are kept: every other path of a removed cgroup is a container's, the
 /// rest their pods', and as many again live.
@@ -45,7 +49,10 @@ const UNKNOWN: &str = "unknown";
 
 /// The labels that name a workload. Empty where there is nothing to tell, or where it is not to be
 /// told apart.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+///
+/// To Prometheus an empty label is none, so owners that differ in nothing else are one and the same here, too: after a
+/// change of what is told apart there are both.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Owner {
     /// Of the pod.
     pub(crate) namespace: String,
@@ -59,6 +66,61 @@ pub(crate) struct Owner {
     pub(crate) workload: Option<[String; 2]>,
     /// Values of the pod's labels that were asked for, in their order.
     pub(crate) pod_labels: Vec<String>,
+    /// Those labels.
+    pub(crate) pod_label_names: Arc<[PodLabel]>,
+}
+
+impl Owner {
+    /// The labels of its pod, and their values.
+    pub(crate) fn pod_labels(&self) -> impl Iterator<Item = (&PodLabel, &str)> {
+        let values = self.pod_labels.iter().map(String::as_str);
+        self.pod_label_names.iter().zip(values)
+    }
+
+    fn cmp_labels(&self, other: &Self) -> Ordering {
+        fn names(owner: &Owner) -> [&str; 4] {
+            let names = [
+                &owner.namespace,
+                &owner.pod,
+                &owner.container,
+                &owner.cgroup,
+            ];
+            names.map(String::as_str)
+        }
+        fn workload(owner: &Owner) -> [&str; 2] {
+            let names = owner.workload.as_ref();
+            names.map_or([""; 2], |names| names.each_ref().map(String::as_str))
+        }
+        /// By their names.
+        fn pod_labels(owner: &Owner) -> impl Iterator<Item = (&str, &str)> {
+            let labels = owner.pod_labels().filter(|(_, value)| !value.is_empty());
+            labels.map(|(label, value)| (label.name(), value))
+        }
+        names(self)
+            .cmp(&names(other))
+            .then_with(|| workload(self).cmp(&workload(other)))
+            .then_with(|| pod_labels(self).cmp(pod_labels(other)))
+    }
+}
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp_labels(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Owner {}
+
+impl PartialOrd for Owner {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Owner {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.cmp_labels(other)
+    }
 }
 
 /// How much of an owner is known. What is known better is never given up for less.
@@ -110,27 +172,33 @@ pub(crate) struct Sources {
 }
 
 /// What is told apart.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Detail {
     /// What a set of labels stands for.
     pub(crate) aggregate: Aggregate,
-    /// How many labels of pods were asked for.
-    pub(crate) pod_labels: usize,
+    /// The labels of pods that were asked for, by their names.
+    pub(crate) pod_labels: Arc<[PodLabel]>,
+}
+
+/// The names of labels, as Kubernetes has them.
+pub(crate) fn of_labels(labels: &[PodLabel]) -> Vec<String> {
+    labels.iter().map(|label| label.name().to_owned()).collect()
 }
 
 impl Detail {
     /// Labels with no more than a cgroup.
-    fn bare(self, cgroup: String) -> Owner {
+    fn bare(&self, cgroup: String) -> Owner {
         Owner {
             cgroup,
             workload: (self.aggregate == Aggregate::Workload).then(Default::default),
-            pod_labels: vec![String::new(); self.pod_labels],
+            pod_labels: vec![String::new(); self.pod_labels.len()],
+            pod_label_names: Arc::clone(&self.pod_labels),
             ..Owner::default()
         }
     }
 
     /// The labels of a workload whose name nobody saw.
-    fn unknown(self, workload: Workload) -> Owner {
+    fn unknown(&self, workload: Workload) -> Owner {
         self.bare(match self.aggregate {
             Aggregate::Container => cgroup::unknown(workload),
             Aggregate::Pod | Aggregate::Workload => UNKNOWN.to_owned(),
@@ -149,7 +217,7 @@ pub(crate) struct Names {
     mounts: Vec<Mount>,
     pods: Option<Arc<Watch>>,
     rootfs: PathBuf,
-    detail: Detail,
+    detail: Mutex<Detail>,
 }
 
 impl Names {
@@ -161,7 +229,7 @@ impl Names {
             mounts: sources.mounts,
             pods: sources.pods,
             rootfs: sources.rootfs,
-            detail: sources.detail,
+            detail: Mutex::new(sources.detail),
         };
         names.walk(&[]);
         names
@@ -271,7 +339,33 @@ impl Names {
     /// Whether workloads share labels by design, so that one that is renamed must not take along what
     /// the labels have counted.
     pub(crate) fn labels_are_shared(&self) -> bool {
-        self.detail.aggregate != Aggregate::Container
+        lock(&self.detail).aggregate != Aggregate::Container
+    }
+
+    fn detail(&self) -> Detail {
+        lock(&self.detail).clone()
+    }
+
+    /// What is told apart from now on, and which labels of pods. Whether that is something else than before.
+    pub(crate) fn tell(&self, aggregate: Aggregate, pod_labels: &[PodLabel]) -> bool {
+        // Those who look names up hold the pods, and see both or none.
+        let pods = self.pods.as_ref().map(|watch| watch.pods());
+        let mut detail = lock(&self.detail);
+        let shows_others = *detail.pod_labels != *pod_labels;
+        if shows_others {
+            detail.pod_labels = pod_labels.into();
+            if let Some(mut pods) = pods {
+                pods.show(of_labels(pod_labels));
+            }
+        }
+        std::mem::replace(&mut detail.aggregate, aggregate) != aggregate || shows_others
+    }
+
+    /// How long the names of deleted pods are known from now on.
+    pub(crate) fn retain(&self, retention: Duration) {
+        if let Some(watch) = &self.pods {
+            watch.pods().retain(retention);
+        }
     }
 
     /// The watch of pods, where there is one.
@@ -286,6 +380,7 @@ impl Names {
             states: lock(&self.states),
             cgroups: lock(&self.cgroups),
             pods: self.pods.as_ref().map(|watch| watch.pods()),
+            detail: self.detail(),
             names: self,
         }
     }
@@ -293,7 +388,7 @@ impl Names {
     /// Whose the events are that found no room.
     pub(crate) fn other(&self) -> Named {
         Named {
-            owner: Arc::new(self.detail.bare(OTHER.to_owned())),
+            owner: Arc::new(self.detail().bare(OTHER.to_owned())),
             certainty: Certainty::Full,
         }
     }
@@ -306,6 +401,7 @@ pub(crate) struct Look<'n> {
     states: MutexGuard<'n, States>,
     cgroups: MutexGuard<'n, Cgroups>,
     pods: Option<MutexGuard<'n, Pods>>,
+    detail: Detail,
     names: &'n Names,
 }
 
@@ -337,7 +433,7 @@ impl Look<'_> {
         let path = self.cgroups.path(workload);
         let Some(path) = path.filter(|path| path.starts_with('/')) else {
             return Named {
-                owner: Arc::new(self.names.detail.unknown(workload)),
+                owner: Arc::new(self.detail.unknown(workload)),
                 certainty: Certainty::Unknown,
             };
         };
@@ -346,7 +442,7 @@ impl Look<'_> {
         let (found, certainty) = find(&path, self.pods.as_deref(), |runtime, id| {
             states.of(rootfs, runtime, id)
         });
-        let owner = found.labels(&path, self.names.detail);
+        let owner = found.labels(&path, &self.detail);
         Named {
             owner: Arc::new(owner),
             certainty,
@@ -475,7 +571,7 @@ fn of_state(pod: &PodOf) -> PodNames {
 
 impl Found<'_> {
     /// The labels, with what is not to be told apart left out.
-    fn labels(self, path: &str, detail: Detail) -> Owner {
+    fn labels(self, path: &str, detail: &Detail) -> Owner {
         let aggregate = detail.aggregate;
         let up_to = |level: &Level| path[..level.end].to_owned();
         let innermost = |wanted: fn(&Kind) -> bool| {
@@ -658,7 +754,7 @@ mod tests {
         let (found, certainty) = find(path, pods, |_, id| state(id).map(Arc::new));
         let detail = Detail {
             aggregate,
-            pod_labels: 1,
+            pod_labels: Arc::new([PodLabel::from("app")]),
         };
         let Owner {
             namespace,
@@ -667,7 +763,8 @@ mod tests {
             cgroup,
             workload,
             pod_labels,
-        } = found.labels(path, detail);
+            ..
+        } = found.labels(path, &detail);
         let workload = workload.map(|names| names.join(" ")).unwrap_or_default();
         let labels = pod_labels.join(",");
         format!("{namespace} {pod} {container} {cgroup}|{workload}|{labels} {certainty:?}")
@@ -961,13 +1058,72 @@ mod tests {
         ] {
             let detail = Detail {
                 aggregate,
-                pod_labels: 2,
+                pod_labels: Arc::new(["app", "team"].map(PodLabel::from)),
             };
             let owner = detail.unknown(workload);
             assert_eq!(owner.cgroup, expected);
             assert_eq!(owner.pod_labels.len(), 2);
             assert_eq!(owner.workload.is_some(), aggregate == Aggregate::Workload);
         }
+    }
+
+    #[test]
+    fn an_empty_label_is_none() {
+        let bare = |aggregate| {
+            let detail = Detail {
+                aggregate,
+                pod_labels: Arc::default(),
+            };
+            detail.bare("/".to_owned())
+        };
+        let (pod, workload) = (bare(Aggregate::Pod), bare(Aggregate::Workload));
+        assert!(pod.workload.is_none() && workload.workload.is_some());
+        assert_eq!(pod, workload);
+        let named = Owner {
+            workload: Some(["Unit".to_owned(), "a".to_owned()]),
+            ..workload.clone()
+        };
+        assert_ne!(pod, named);
+        assert!(workload < named);
+        for other in [
+            Owner {
+                namespace: "n".to_owned(),
+                ..pod.clone()
+            },
+            Owner {
+                container: "c".to_owned(),
+                ..pod.clone()
+            },
+            Owner {
+                pod_labels: vec!["x".to_owned()],
+                pod_label_names: Arc::new([PodLabel::from("app")]),
+                ..pod.clone()
+            },
+        ] {
+            assert_ne!(pod, other);
+            assert!(pod < other);
+        }
+    }
+
+    #[test]
+    fn labels_of_pods_are_compared_by_their_names() {
+        let owner = |labels: &[(&str, &str)]| Owner {
+            pod_labels: labels
+                .iter()
+                .map(|(_, value)| (*value).to_owned())
+                .collect(),
+            pod_label_names: labels
+                .iter()
+                .map(|(name, _)| PodLabel::from(*name))
+                .collect(),
+            ..Owner::default()
+        };
+        let web = owner(&[("app", "web")]);
+        assert_eq!(web, owner(&[("app", "web"), ("team", "")]));
+        assert_eq!(owner(&[]), owner(&[("app", ""), ("team", "")]));
+        assert_ne!(web, owner(&[("team", "web")]));
+        assert_ne!(web, owner(&[("app", "web"), ("team", "x")]));
+        assert_ne!(web, owner(&[("app", "")]));
     }
 
     #[test]
@@ -1000,6 +1156,7 @@ mod tests {
         let labelled = |label: &str, certainty| Named {
             owner: Arc::new(Owner {
                 pod_labels: vec![label.to_owned()],
+                pod_label_names: Arc::new([PodLabel::from("app")]),
                 ..Owner::default()
             }),
             certainty,

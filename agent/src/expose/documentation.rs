@@ -44,7 +44,7 @@ fn hold(path: &Path, wanted: impl FnOnce(&str) -> String) {
 }
 
 /// Holds a file of the repository to what is between two marks of it.
-pub(super) fn hold_between(path: &str, start: &str, end: &str, content: &str) {
+pub(crate) fn hold_between(path: &str, start: &str, end: &str, content: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     hold(&root.join(path), |text| {
         assert!(text.contains(start), "{path} has no {start}");
@@ -109,7 +109,7 @@ fn workloads() -> String {
          where labels are shared (`--aggregate-by` other than `container`) only with what it counts from then on, so that no sum falls.\n\
          - A series stays for `--series.retention` after its cgroup, or of `gpu` its last process, is gone, then it is dropped. \
          A gauge is 0 meanwhile.\n\
-         - A series appears with its first event. A probe that does not run has no metrics: look at \
+         - A series appears with its first event. A probe that does not run has no metrics, but one that was turned off keeps its counts: look at \
          `sentry_probe_up`.\n\n\
          A name, a label, a type or a help text that is here stays; a change to one stands in [CHANGELOG.md](../CHANGELOG.md).\n\n",
         table(
@@ -313,7 +313,7 @@ fn agent() -> String {
     )
 }
 
-const VERDICTS: [(Verdict, &str); 4] = [
+const VERDICTS: [(Verdict, &str); 5] = [
     (Verdict::Attached, "All that the probe measures is measured"),
     (
         Verdict::Degraded,
@@ -324,9 +324,13 @@ const VERDICTS: [(Verdict, &str); 4] = [
         "This kernel cannot run the probe, or there is nothing here that it could be attached to",
     ),
     (Verdict::Failed, "The probe should run here and does not"),
+    (
+        Verdict::Off,
+        "The configuration leaves the probe out, and a reload may bring it back; what it has counted stays",
+    ),
 ];
 
-const REASONS: [Reason; 17] = [
+const REASONS: [Reason; 18] = [
     Reason::Ok,
     Reason::NoBtf,
     Reason::NoHook,
@@ -344,6 +348,7 @@ const REASONS: [Reason; 17] = [
     Reason::NoCuda,
     Reason::NoMappingEvents,
     Reason::PidNamespace,
+    Reason::TurnedOff,
 ];
 
 /// A reason in words. A new one does not compile before it has its line here; it belongs into
@@ -380,6 +385,9 @@ fn meaning(reason: Reason) -> &'static str {
         }
         Reason::PidNamespace => {
             "The agent sees only the processes of its own PID namespace: it needs the host's (`hostPID`)"
+        }
+        Reason::TurnedOff => {
+            "The file of `--config.file` leaves the probe out of `probes`; its programs are not attached"
         }
     }
 }

@@ -10,18 +10,19 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, RETRY_AFTER, VARY};
 use http::{HeaderValue, StatusCode};
 use hyper::body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
 use super::format::Format;
 use super::{Exposed, Parts};
+use crate::reload::ReloadError;
 
 /// Scrapes under way at once, from the reading of the metrics until the answer is written. An exposition is the
 /// largest thing that the agent holds, and a client decides how long.
@@ -47,6 +48,7 @@ pub(super) fn router(exposed: Arc<Exposed>) -> Router {
         .route("/", get(landing))
         .route("/healthz", get("ok\n"))
         .route("/readyz", get(readyz))
+        .route("/-/reload", post(reload).put(reload))
         .route(exposed.telemetry_path.as_str(), get(metrics))
         .fallback(not_found)
         .layer(compression)
@@ -99,6 +101,20 @@ async fn readyz(State(served): State<Arc<Served>>) -> Response {
     match served.exposed.readiness.ready() {
         Ok(text) => format!("{text}\n").into_response(),
         Err(text) => (StatusCode::SERVICE_UNAVAILABLE, format!("{text}\n")).into_response(),
+    }
+}
+
+async fn reload(State(served): State<Arc<Served>>) -> Response {
+    let Some(reload) = &served.exposed.reload else {
+        let text = "reloads by request are off; --web.enable-lifecycle switches them on, and SIGHUP does the same\n";
+        return (StatusCode::FORBIDDEN, text).into_response();
+    };
+    let (request, outcome) = oneshot::channel();
+    let sent = reload.send(request).await.is_ok();
+    let outcome = if sent { outcome.await.ok() } else { None };
+    match outcome.unwrap_or(Err(ReloadError::Ending)) {
+        Ok(done) => format!("{done}\n").into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
@@ -444,6 +460,17 @@ mod tests {
             assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
         }
         assert_eq!(client.get("/metrics?x=y", "").status, 200);
+    }
+
+    #[test]
+    fn reloads_are_off_by_default() {
+        let server = server();
+        let mut client = Client::connect(server.address);
+        for (method, status) in [("POST", 403), ("PUT", 403), ("GET", 405), ("DELETE", 405)] {
+            client.request(method, "/-/reload", "");
+            let answer = client.answer();
+            assert_eq!(answer.status, status, "{method}");
+        }
     }
 
     #[test]

@@ -114,6 +114,7 @@ impl Server {
             telemetry_path: path.parse().unwrap(),
             limits,
             web,
+            reload: None,
         };
         let (shutdown, stopped) = oneshot::channel();
         let (bound, address) = mpsc::channel();

@@ -7,7 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use probes::Metric;
+use probes::{Metric, MetricKind};
 
 use super::{
     HttpStats, Parts, Scrape,
@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     collect::{Collector, Labels, Occasion, Shown, Value, lock},
+    config::{Config, PodLabel},
     enrich::names::Owner,
+    reload,
 };
 
 /// The process and device of what found no room.
@@ -34,9 +36,11 @@ pub(crate) struct Source {
     pub(crate) collector: Arc<Mutex<Collector>>,
     pub(crate) http: Arc<HttpStats>,
     pub(crate) procfs: PathBuf,
-    pub(crate) shape: Arc<Shape>,
+    pub(crate) shape: Mutex<Arc<Shape>>,
     /// Whether the agent switched the kernel's statistics of program runs on.
     pub(crate) run_stats: bool,
+    /// How reading the configuration anew went.
+    pub(crate) reloads: Arc<reload::Stats>,
     /// What becomes of the metrics that are sent, if they are.
     pub(crate) otlp: Option<Arc<otlp::Stats>>,
 }
@@ -49,8 +53,8 @@ pub(crate) struct Shape {
     pub(crate) classic_histograms: bool,
     /// Whether counters and histograms say since when they count.
     pub(crate) created: bool,
-    /// Names of the labels that show those of pods.
-    pub(crate) pod_labels: Vec<String>,
+    /// What the label is called that shows one of pods.
+    pub(crate) pod_label: fn(&PodLabel) -> &str,
 }
 
 /// Answers a scrape: collects, copies the values, and encodes them as they are read.
@@ -60,7 +64,7 @@ pub(crate) struct Metrics(pub(crate) Source);
 impl Scrape for Metrics {
     fn scrape(&self, format: Format) -> Parts {
         let parts = self.0.parts();
-        let shape = Arc::clone(&self.0.shape);
+        let shape = self.0.shape();
         let dialect = match format {
             Format::Protobuf => return Box::new(self.messages(parts).into_iter()),
             Format::OpenMetrics => Dialect::OpenMetrics,
@@ -81,6 +85,11 @@ impl Scrape for Metrics {
 }
 
 impl Metrics {
+    /// Shows values so from the next scrape on.
+    pub(crate) fn reshape(&self, shape: Shape) {
+        *lock(&self.0.shape) = Arc::new(shape);
+    }
+
     /// What they are made of.
     pub(super) fn source(&self) -> &Source {
         &self.0
@@ -89,7 +98,7 @@ impl Metrics {
     /// All families in protobuf. A family's length stands before it, so each is there as a whole before it goes out;
     /// it takes less than the copies of its values, which go as it is made.
     fn messages(&self, parts: Vec<Part>) -> Vec<Vec<u8>> {
-        let shape = &self.0.shape;
+        let shape = &*self.0.shape();
         let encoder = protobuf::Encoder {
             classic_buckets_per_octave: shape
                 .classic_histograms
@@ -133,7 +142,23 @@ impl Metrics {
     }
 }
 
+impl Shape {
+    /// As the configuration has it.
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            buckets_per_octave: config.buckets_per_octave,
+            classic_histograms: config.classic_histograms,
+            created: config.created,
+            pod_label: PodLabel::shown,
+        }
+    }
+}
+
 impl Source {
+    fn shape(&self) -> Arc<Shape> {
+        Arc::clone(&lock(&self.shape))
+    }
+
     /// Hands the metrics about the agent itself over, each that has a value now.
     pub(super) fn own(&self, mut each: impl FnMut(Family, &[Sample])) {
         let collector = lock(&self.collector);
@@ -143,7 +168,9 @@ impl Source {
             self.otlp.as_deref(),
             &self.procfs,
             self.run_stats,
+            &self.reloads,
         );
+        let created = self.shape().created.then(|| collector.started());
         for metric in SELF_METRICS {
             let values = metric.values(&reading);
             let samples: Vec<Sample> = values
@@ -156,7 +183,7 @@ impl Source {
                         .zip(labels.iter().map(String::as_str))
                         .collect(),
                     value: *value,
-                    created: self.shape.created.then(|| collector.started()),
+                    created,
                 })
                 .collect();
             if !samples.is_empty() {
@@ -173,12 +200,16 @@ impl Source {
         }
         let mut parts = Vec::new();
         for (index, probe) in collector.probes().iter().enumerate() {
-            let up = probe.installed.status.verdict.is_up();
+            let has_counted = probe.installed.has_counted();
             for (number, metric) in probe.installed.probe.metrics.iter().enumerate() {
+                // What is there now nobody knows of a probe that is off; what was counted stays.
+                if metric.kind == MetricKind::Gauge && !probe.installed.is_on() {
+                    continue;
+                }
                 let shown = collector.shown(index, number);
                 // A probe that does not run has no values; a zero would look like one. The gpu
                 // probe may have run until its last process ended.
-                if !up && (probe.installed.probe.deferred.is_none() || shown.is_empty()) {
+                if !has_counted && (probe.installed.probe.deferred.is_none() || shown.is_empty()) {
                     continue;
                 }
                 let other = |label| metric.labels.contains(&label).then(|| OTHER.to_owned());
@@ -237,7 +268,7 @@ pub(super) struct Copied {
 
 impl Copied {
     pub(super) fn sample<'a>(&'a self, shape: &'a Shape) -> Sample<'a> {
-        let mut labels = workload_labels(&self.labels.owner, &shape.pod_labels);
+        let mut labels = workload_labels(&self.labels.owner, shape.pod_label);
         let of_labels = |name, value: &'a Option<String>| Some((name, value.as_deref()?));
         labels.extend(of_labels("process", &self.labels.process));
         labels.extend(of_labels("device", &self.labels.device));
@@ -289,7 +320,7 @@ impl Part {
 }
 
 /// The labels that every metric of a workload has.
-fn workload_labels<'a>(owner: &'a Owner, pod_labels: &'a [String]) -> Vec<(&'a str, &'a str)> {
+fn workload_labels(owner: &Owner, pod_label: fn(&PodLabel) -> &str) -> Vec<(&str, &str)> {
     let mut labels: Vec<(&str, &str)> = vec![
         ("namespace", &owner.namespace),
         ("pod", &owner.pod),
@@ -299,8 +330,8 @@ fn workload_labels<'a>(owner: &'a Owner, pod_labels: &'a [String]) -> Vec<(&'a s
     if let Some([kind, name]) = &owner.workload {
         labels.extend([("workload_kind", kind.as_str()), ("workload", name)]);
     }
-    let names = pod_labels.iter().map(String::as_str);
-    labels.extend(names.zip(owner.pod_labels.iter().map(String::as_str)));
+    let of_pod = owner.pod_labels();
+    labels.extend(of_pod.map(|(label, value)| (pod_label(label), value)));
     labels
 }
 
@@ -315,7 +346,7 @@ mod tests {
             buckets_per_octave: 1,
             classic_histograms: true,
             created: false,
-            pod_labels: vec!["label_team".to_owned()],
+            pod_label: PodLabel::shown,
         };
         let labels = Labels {
             owner: Arc::new(Owner {
@@ -325,6 +356,7 @@ mod tests {
                 cgroup: "/a".to_owned(),
                 workload: Some(["StatefulSet".to_owned(), "web".to_owned()]),
                 pod_labels: vec!["x\ny".to_owned()],
+                pod_label_names: Arc::new([PodLabel::from("team")]),
             }),
             process: Some("a \"b\"".to_owned()),
             device: Some("0".to_owned()),

@@ -2,7 +2,7 @@
 
 pub(crate) mod bind;
 #[cfg(test)]
-mod documentation;
+pub(crate) mod documentation;
 pub(crate) mod format;
 pub(crate) mod http;
 #[cfg(test)]
@@ -28,6 +28,9 @@ pub(crate) use server::{Limits, runtime, serve};
 use web_config::{HandshakeFailure, Refusal, WebConfig};
 
 use format::Format;
+use tokio::sync::mpsc;
+
+use crate::reload;
 
 /// An exposition in one of the formats, part after part.
 pub(crate) type Parts = Box<dyn Iterator<Item = Vec<u8>> + Send>;
@@ -58,7 +61,7 @@ pub(crate) struct ProbeVerdict {
     pub(crate) name: String,
     /// The hook it uses, such as `tp_btf`; empty if none.
     pub(crate) hook: String,
-    /// `attached`, `degraded`, `unsupported` or `failed`.
+    /// `attached`, `degraded`, `unsupported`, `failed` or `off`.
     pub(crate) verdict: String,
     /// Why, for a person.
     pub(crate) reason: String,
@@ -78,6 +81,8 @@ pub(crate) struct Exposed {
     pub(crate) limits: Limits,
     /// Who may connect; without it, everybody by plain HTTP.
     pub(crate) web: Option<Arc<WebConfig>>,
+    /// Who reads the configuration anew upon a request, where that is allowed.
+    pub(crate) reload: Option<mpsc::Sender<reload::Request>>,
 }
 
 /// Counters of what the server had to refuse or cut off. They only grow.
@@ -244,7 +249,7 @@ impl fmt::Display for TelemetryPath {
 /// A path that metrics can't be served at. The message says what is allowed; the caller adds which setting it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} can't be the path of the metrics; allowed are / followed by letters, digits and any of -._~/, except /, /healthz, /readyz, /api and what is below /api/"
+    "{0:?} can't be the path of the metrics; allowed are / followed by letters, digits and any of -._~/, except /, /healthz, /readyz, /api, /- and what is below those two"
 )]
 pub(crate) struct TelemetryPathError(String);
 
@@ -253,9 +258,10 @@ impl FromStr for TelemetryPath {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
-        let taken = matches!(text, "/" | "/healthz" | "/readyz" | "/api");
-        if text.starts_with('/') && text.chars().all(plain) && !taken && !text.starts_with("/api/")
-        {
+        let taken = matches!(text, "/" | "/healthz" | "/readyz" | "/api" | "/-")
+            || text.starts_with("/api/")
+            || text.starts_with("/-/");
+        if text.starts_with('/') && text.chars().all(plain) && !taken {
             Ok(Self(text.to_owned()))
         } else {
             Err(TelemetryPathError(text.to_owned()))
@@ -273,13 +279,25 @@ mod tests {
             assert_eq!(path.parse::<TelemetryPath>().unwrap().as_str(), path);
         }
         for path in [
-            "", "/", "metrics", "/healthz", "/readyz", "/api", "/api/v1", "/{x}", "/a b", "/a?b",
-            "/ü", "/*a",
+            "",
+            "/",
+            "metrics",
+            "/healthz",
+            "/readyz",
+            "/api",
+            "/api/v1",
+            "/{x}",
+            "/a b",
+            "/a?b",
+            "/ü",
+            "/*a",
+            "/-",
+            "/-/reload",
         ] {
             assert_eq!(
                 path.parse::<TelemetryPath>().unwrap_err().to_string(),
                 format!(
-                    "{path:?} can't be the path of the metrics; allowed are / followed by letters, digits and any of -._~/, except /, /healthz, /readyz, /api and what is below /api/"
+                    "{path:?} can't be the path of the metrics; allowed are / followed by letters, digits and any of -._~/, except /, /healthz, /readyz, /api, /- and what is below those two"
                 )
             );
         }

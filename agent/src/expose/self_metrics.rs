@@ -15,6 +15,7 @@ use crate::{
         kubernetes::{Reason, WatchStats},
         process::{self, Usage},
     },
+    reload,
 };
 
 /// A metric about the agent.
@@ -44,6 +45,7 @@ pub(crate) struct Reading<'a> {
     run_stats: Vec<RunStats>,
     /// Whether the runs were counted; else a zero would be a lie.
     run_stats_on: bool,
+    reloads: &'a reload::Stats,
 }
 
 impl<'a> Reading<'a> {
@@ -54,6 +56,7 @@ impl<'a> Reading<'a> {
         otlp: Option<&'a otlp::Stats>,
         procfs: &Path,
         run_stats: bool,
+        reloads: &'a reload::Stats,
     ) -> Self {
         let stats = collector.run_stats();
         Self {
@@ -66,16 +69,17 @@ impl<'a> Reading<'a> {
                 .inspect_err(|error| tracing::debug!(%error, "no process metrics"))
                 .ok(),
             run_stats: stats,
+            reloads,
         }
     }
 
-    /// A value of each probe that runs.
+    /// A value of each probe that runs, or has until it was turned off.
     fn by_probe(&self, value: impl Fn(usize) -> Option<u64>) -> Values {
         self.collector
             .probes()
             .iter()
             .enumerate()
-            .filter(|(_, probe)| probe.installed.status.verdict.is_up())
+            .filter(|(_, probe)| probe.installed.has_counted())
             .filter_map(|(index, probe)| {
                 let name = probe.installed.probe.name.to_owned();
                 Some((vec![name], Value::Whole(value(index)?)))
@@ -389,6 +393,22 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         kind: Kind::Counter,
         labels: &[],
         read: |reading| reading.web_config(|_| reading.http.requests_limited_total()),
+    },
+    SelfMetric {
+        name: "sentry_config_last_reload_successful",
+        help: "Whether the configuration as it was last read is in force; if not, an older one is",
+        source: "the agent: its start, SIGHUP and /-/reload",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| one(u64::from(reading.reloads.last_was_successful())),
+    },
+    SelfMetric {
+        name: "sentry_config_last_reload_success_timestamp_seconds",
+        help: "When the configuration that is in force was read, in seconds since 1970",
+        source: "the agent: its start, SIGHUP and /-/reload",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| one(reading.reloads.last_success_seconds()),
     },
     SelfMetric {
         name: "sentry_web_config_last_reload_successful",

@@ -51,8 +51,9 @@ const TLS_BUFFER_BYTES: usize = 32 * 1024;
 /// Threads beside the server's own for `--web.config.file`: one to hash passwords, and one to look at files.
 const WEB_CONFIG_THREADS: usize = 2;
 
-/// Threads for what goes on without a scrape: one to keep series in order, and one for the summary on a terminal.
-const UPKEEP_THREADS: usize = 2;
+/// Threads for what goes on without a scrape: one to keep series in order, one for the summary on a terminal, and one to
+/// read the configuration anew.
+const UPKEEP_THREADS: usize = 3;
 
 /// How long each step of a conversation may take.
 #[derive(Clone, Debug)]

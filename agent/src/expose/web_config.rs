@@ -143,11 +143,10 @@ impl WebConfig {
         }
     }
 
-    /// Reads the files anew, whether or not they have changed. May take milliseconds, and logs what came of it.
+    /// Reads the files anew, whether or not they have changed. May take milliseconds, and logs what is in force then.
     ///
     /// # Errors
     /// What is wrong; then what was in force stays so.
-    #[cfg(test)]
     pub(crate) fn reload(&self) -> Result<(), WebConfigError> {
         self.read_anew(true)
     }
@@ -180,8 +179,11 @@ impl WebConfig {
                 Ok(())
             }
             Err(error) => {
-                if asked || !is_known {
+                // One who asked says it.
+                if !asked && !is_known {
                     tracing::warn!("{error}; what was in force before stays so");
+                }
+                if asked || !is_known {
                     self.stats.web_config_read(None);
                 }
                 Err(error)

@@ -230,9 +230,15 @@ impl Response {
 
 /// Asks a server for a path and reads the whole answer.
 pub(crate) fn get(address: SocketAddr, path: &str, headers: &[&str]) -> Response {
+    request(address, "GET", path, headers)
+}
+
+/// The same by another method, without a body.
+pub(crate) fn request(address: SocketAddr, method: &str, path: &str, headers: &[&str]) -> Response {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_PATIENCE).unwrap();
     stream.set_read_timeout(Some(ANSWER_PATIENCE)).unwrap();
-    let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    let mut request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for header in headers {
         request.push_str(header);
         request.push_str("\r\n");

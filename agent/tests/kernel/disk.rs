@@ -8,6 +8,7 @@ use crate::host::{
     IoController, disk_cgroup, in_cgroup, label, output, roots, socket_cgroup, turn, wait_for,
 };
 use crate::load;
+use crate::reload::{Site, links};
 use sentry_bench::sandbox::{Cgroup, LoopDevice};
 use std::fs;
 use std::path::PathBuf;
@@ -233,6 +234,28 @@ pub(crate) fn assert_issue_hook_steps_in(agent: &Agent) {
     let expected = moved_and_flushed(&device, 40, 0);
     assert_said(agent, &device, "write --count 40 --fsync-each", &expected);
     assert!(untimed() >= before + 40, "{} since {before}", untimed());
+}
+
+#[test]
+fn the_second_hook_goes_off_and_on_with_its_probe() {
+    turn!("the_second_hook_goes_off_and_on_with_its_probe");
+    let _io = IoController::on();
+    let site = Site::new("probes: [tcp, disk]\n");
+    let agent = site.agent("");
+    let before = links(&agent);
+    assert_issue_hook_steps_in(&agent);
+    assert_eq!(links(&agent), before + 1);
+    site.reload(&agent, "probes: tcp\n");
+    assert_eq!(links(&agent), before - 1);
+    site.reload(&agent, "probes: [tcp, disk]\n");
+    assert_eq!(links(&agent), before + 1);
+    let verdict = [("probe", "disk"), ("reason", "no_timestamps")];
+    assert_eq!(agent.scrape().value("sentry_probe_up", &verdict), 1.0);
+    let device = LoopDevice::new(MIB).unwrap();
+    let _off = QueueSetting::set(&device, "iostats", "0");
+    let expected = moved(&device, "read", 30, 30 * 4096);
+    assert_said(&agent, &device, "read --count 30", &expected);
+    agent.stop();
 }
 
 #[test]

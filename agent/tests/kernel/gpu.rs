@@ -9,6 +9,7 @@ use crate::host::{
     Folder, in_cgroup, label, output, skipped, socket_cgroup, take_turn, turn, wait_for,
 };
 use crate::ladder::{self, Rung};
+use crate::reload::{Site, links};
 use rustix::time::{ClockId, clock_gettime};
 use sentry_bench::sandbox::Cgroup;
 use serde_json::Value;
@@ -884,4 +885,82 @@ fn every_rung_counts_the_same() {
         show.close();
     }
     ladder::end(rungs);
+}
+
+/// Off, nothing is hooked and nothing falls; on again, counts go on, and what is there is hooked anew.
+#[test]
+fn turned_off_and_on_it_goes_on_counting() {
+    turn!("turned_off_and_on_it_goes_on_counting");
+    let scenario = scenario("synchronous");
+    let program = program(scenario.form);
+    let cgroup = socket_cgroup("gpu");
+    let rest = "series.retention: 5s\n";
+    let on = format!("probes: [tcp, gpu]\n{rest}");
+    let site = Site::new(&on);
+    let mut first = Workload::start_waiting(&cgroup, &program, scenario.args);
+    let agent = site.agent("");
+    wait_until_attached(&agent);
+    let hooked = links(&agent);
+    first.go_on();
+    first.truth().assert_as_planned(scenario);
+    let time = |scrape: &Scrape| scrape.sum(STARVED, &[]) + scrape.sum(IDLE, &[]);
+    let before = Scrape::take(&agent, &cgroup);
+    assert_eq!(before.count(LAUNCHES, &[]), 40);
+
+    site.reload(&agent, &format!("probes: tcp\n{rest}"));
+    // Those of tcp and of cgroups are left.
+    wait_for("probe that has let go", PATIENCE, || {
+        (links(&agent) < hooked - 4).then_some(())
+    });
+    let off = wait_for("end of the gap", PATIENCE, || {
+        let [one, next] = [0, 1].map(|_| {
+            sleep(Duration::from_millis(50));
+            Scrape::take(&agent, &cgroup)
+        });
+        (time(&one) == time(&next)).then_some(next)
+    });
+    assert!(time(&off) >= time(&before));
+    let mut second = Workload::start_waiting(&cgroup, &program, scenario.args);
+    second.go_on();
+    second.truth().assert_as_planned(scenario);
+    second.end();
+    // Longer than series of what is gone stay.
+    sleep(Duration::from_secs(6));
+    let still = Scrape::take(&agent, &cgroup);
+    assert_eq!(still.count(LAUNCHES, &[]), 40);
+    assert_eq!(time(&still), time(&off));
+    let said = [
+        ("probe", "gpu"),
+        ("verdict", "off"),
+        ("reason", "turned_off"),
+    ];
+    assert_eq!(still.said.value(UP, &said), 0.0);
+    for gauge in [PROCESSES, ALLOCATED] {
+        assert_eq!(still.said.matching(gauge, &[]).count(), 0, "{gauge}");
+    }
+
+    site.reload(&agent, &on);
+    let mut third = Workload::start_waiting(&cgroup, &program, scenario.args);
+    wait_for("probe that is attached again", PATIENCE, || {
+        (links(&agent) == hooked).then_some(())
+    });
+    third.go_on();
+    let truth = third.truth();
+    truth.assert_as_planned(scenario);
+    let after = Scrape::take(&agent, &cgroup);
+    assert_eq!(after.count(LAUNCHES, &[]), 80);
+    assert_eq!(after.count(PROCESSES, &[]), 1);
+    let gained = time(&after) - time(&off);
+    let device = truth.devices().next().unwrap();
+    assert!(
+        gained <= seconds(device.idle(after.after_ns)) + ROUNDING,
+        "{gained} s"
+    );
+    assert!(
+        gained >= 0.9 * seconds(device.idle(after.before_ns)),
+        "{gained} s"
+    );
+    third.end();
+    first.end();
+    agent.stop();
 }

@@ -7,6 +7,7 @@ use crate::exposition::{Exposition, Labels, as_count};
 use crate::host::{Folder, disk_cgroup, is_v1_only, output, roots, skipped, turn, wait_for};
 use crate::load::{Server, assert_all};
 use crate::node::{NAME, Node, Seat, id, slice, uid, wait_until_up};
+use crate::reload::Site;
 use sentry_bench::kubernetes::{Container, Cut, Fault, Pod};
 use sentry_bench::sandbox::LoopDevice;
 use std::collections::BTreeMap;
@@ -575,6 +576,65 @@ fn names_that_come_late_take_the_counts_along() {
     seat.run(&args(1));
     node.remove(&seat);
     becomes("shop web-0 app web2", 6);
+    agent.stop();
+}
+
+/// What was counted stays under the old labels for a while, and goes on where they say the same as before.
+#[test]
+fn other_labels_of_pods_are_shown_after_a_reload() {
+    turn!("other_labels_of_pods_are_shown_after_a_reload");
+    let node = Node::new();
+    let site = Site::new("kubernetes.pod-labels: app\n");
+    let file = site.file();
+    let agent = node.agent(&format!("--probes tcp --config.file {}", file.display()));
+    let listener = Server::listen("", &[]);
+    let args = |count: u64| format!("connect --to 127.0.0.1:{} --count {count}", listener.port());
+    let in_pod = |number: u32| {
+        let path = format!(
+            "{}/cri-containerd-{}.scope",
+            slice("burstable", number.into()),
+            id(number.into())
+        );
+        node.cgroup(&path)
+    };
+    let pods = [1, 2].map(|number: u32| {
+        let id = format!("containerd://{}", id(number.into()));
+        let name = format!("web-{number}");
+        Pod::new(NAME, "shop", &name, &uid(number.into()))
+            .with("app", &id)
+            .labelled("app", "web")
+    });
+    let [labelled, plain] = [1, 2].map(in_pod);
+    let [first, second] = pods;
+    node.announce(&agent, &first.labelled("team", "cart"));
+    node.announce(&agent, &second);
+    let said = |seat: &Seat| {
+        let scrape = agent.scrape();
+        let mut found = Vec::new();
+        for sample in scrape.matching(CONNECTS, &[("cgroup", &seat.path), ("role", "client")]) {
+            let value = |label: &str| sample.labels.get(label).cloned().unwrap_or_default();
+            let labels = format!("{} {}", value("label_app"), value("label_team"));
+            found.push((labels, as_count(sample.value)));
+        }
+        found.sort();
+        found
+    };
+    let one = |labels: &str, count: u64| (labels.to_owned(), count);
+    for seat in [&labelled, &plain] {
+        seat.run(&args(3));
+        assert_eq!(said(seat), [one("web ", 3)]);
+    }
+    assert_eq!(
+        site.reload(&agent, "kubernetes.pod-labels: [team, app]\n"),
+        "the configuration was read anew; changed: kubernetes.pod-labels"
+    );
+    assert_eq!(said(&labelled), [one("web ", 3), one("web cart", 0)]);
+    assert_eq!(said(&plain), [one("web ", 3)]);
+    for seat in [&labelled, &plain] {
+        seat.run(&args(2));
+    }
+    assert_eq!(said(&labelled), [one("web ", 3), one("web cart", 2)]);
+    assert_eq!(said(&plain), [one("web ", 5)]);
     agent.stop();
 }
 

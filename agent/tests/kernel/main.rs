@@ -31,6 +31,7 @@ mod node;
 mod otlp;
 mod privileges;
 mod prometheus;
+mod reload;
 mod series;
 mod storm;
 mod tcp;

@@ -18,7 +18,7 @@ use std::process::Command;
 
 /// `include/uapi/linux/capability.h`
 const BPF: u64 = 1 << 39;
-const PERFMON: u64 = 1 << 38;
+pub(crate) const PERFMON: u64 = 1 << 38;
 
 /// What loading takes.
 pub(crate) const BOTH: u64 = BPF | PERFMON;

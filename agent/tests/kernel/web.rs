@@ -215,7 +215,7 @@ fn changes_are_taken_in_and_mistakes_are_not() {
     let kept = said_to_be_kept(&agent);
     assert_eq!(mask(&kept) & DAC_READ_SEARCH, DAC_READ_SEARCH, "{kept}");
     assert!(
-        kept.contains("files of --web.config.file are read anew"),
+        kept.contains("files of --config.file and --web.config.file are read anew"),
         "{kept}"
     );
     assert_eq!(site.curl(&agent, "right", &[]).unwrap().0, 200);

@@ -156,6 +156,7 @@ pub(crate) const PROBE: Probe = Probe {
         reason: Reason::NoTimestamps,
         detail: "a device gives its requests no time stamps (queue/iostats is 0, or no writeback throttling): there, durations run from the issue to the device",
     }),
+    in_flight: &["disk_in_flight"],
     deferred: None,
     histograms: DISK_HISTOGRAMS as u16,
     counters: DISK_COUNTERS as u16,

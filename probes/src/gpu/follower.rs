@@ -92,6 +92,8 @@ pub struct Follower {
     sees_all: bool,
     scanned: Option<Instant>,
     swept: Instant,
+    /// Whether the probe was off when it last followed.
+    rests: bool,
 }
 
 impl Follower {
@@ -121,6 +123,7 @@ impl Follower {
             known: HashSet::new(),
             scanned: None,
             swept: Instant::now(),
+            rests: false,
         }
     }
 
@@ -131,8 +134,16 @@ impl Follower {
     }
 
     /// Takes in what is new; the first call looks through all processes. Waits for news, for that
-    /// long at most.
+    /// long at most. While the probe is turned off there is none.
     pub fn follow(&mut self, timeout: Duration) {
+        if self.gpu.is_off() {
+            self.rest();
+            thread::sleep(timeout);
+            return;
+        }
+        if std::mem::take(&mut self.rests) {
+            self.watch_anew();
+        }
         if self.scanned.is_none() {
             // Where there is a GPU the first program needs not wait for the verifier.
             if self.procfs.join(DRIVER).exists()
@@ -177,6 +188,45 @@ impl Follower {
             }
             self.sweep();
         }
+    }
+
+    /// Lets go of everything. What processes were at is forgotten: nobody sees how it goes on.
+    fn rest(&mut self) {
+        self.rests = true;
+        self.watch = None;
+        self.scanned = None;
+        self.release(|_| true);
+        // Until then the programs may still run.
+        if self.going.is_empty()
+            && let Some(table) = self.gpu.table.get()
+        {
+            table.programs().forget_ends();
+            if let Err(error) = table.end_all() {
+                self.gpu.failed("table", || error.to_string());
+            }
+        }
+        self.publish();
+    }
+
+    fn watch_anew(&mut self) {
+        let watch = Watch::open();
+        let why = watch.as_ref().err().map(ToString::to_string);
+        self.gpu.change(|state| state.unwatched = why);
+        self.watch = watch.ok();
+        self.lost = false;
+    }
+
+    /// Lets go of these files.
+    fn release(&mut self, which: impl Fn(&Used) -> bool) {
+        let (unused, used): (BTreeMap<FileId, Used>, _) = std::mem::take(&mut self.used)
+            .into_iter()
+            .partition(|(_, used)| which(used));
+        self.used = used;
+        for (id, used) in unused {
+            let thread = used.attachment.and_then(Attachment::let_go);
+            self.going.extend(thread.map(|thread| (id, thread)));
+        }
+        self.going.retain(|_, thread| !thread.is_finished());
     }
 
     /// Looks at what all processes map.
@@ -372,16 +422,7 @@ impl Follower {
         if self.used.values().any(|used| used.users.is_empty()) {
             self.keep_users(processes(&self.procfs).into_iter().collect());
         }
-        let (unused, used) = std::mem::take(&mut self.used)
-            .into_iter()
-            .partition(|(_, used)| used.users.is_empty());
-        self.used = used;
-        let unused: BTreeMap<FileId, Used> = unused;
-        for (id, used) in unused {
-            let thread = used.attachment.and_then(Attachment::let_go);
-            self.going.extend(thread.map(|thread| (id, thread)));
-        }
-        self.going.retain(|_, thread| !thread.is_finished());
+        self.release(|used| used.users.is_empty());
         if self.used.is_empty()
             && let Some(table) = self.gpu.table.get()
         {

@@ -25,7 +25,10 @@ use std::{
     collections::BTreeMap,
     io,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub use follower::Follower;
@@ -135,6 +138,7 @@ pub(crate) const PROBE: Probe = Probe {
         },
     ],
     fallback: None,
+    in_flight: &[],
     deferred: Some("no process maps libcudart or libcuda"),
     histograms: 0,
     counters: 0,
@@ -237,6 +241,8 @@ struct State {
 /// What the probe has found and counted. Reading makes no syscall per process.
 #[derive(Debug)]
 pub struct Gpu {
+    /// Whether the configuration has turned the probe off.
+    off: AtomicBool,
     /// How programs are attached; `None` where they cannot be.
     means: Option<Means>,
     /// The better means.
@@ -248,6 +254,7 @@ pub struct Gpu {
 impl Gpu {
     fn new(means: Option<Means>, passed_over: Vec<PassedOver>) -> Self {
         Self {
+            off: AtomicBool::new(false),
             means,
             passed_over,
             state: Mutex::default(),
@@ -270,7 +277,16 @@ impl Gpu {
         state.error = detail();
     }
 
-    /// The verdict of the moment. Once attached it stays so: programs come and go.
+    /// Has the follower let go of everything, or look for CUDA again. It does so the next time that it follows.
+    pub fn turn(&self, on: bool) {
+        self.off.store(!on, Ordering::Relaxed);
+    }
+
+    fn is_off(&self) -> bool {
+        self.off.load(Ordering::Relaxed)
+    }
+
+    /// The verdict of the moment, if the probe is on. Once attached it stays so: programs come and go.
     #[must_use]
     pub fn status(&self) -> Status {
         let Some(means) = self.means else {

@@ -238,6 +238,33 @@ impl Table {
     /// Marks processes as exited that are gone although no program saw their end: it may have been
     /// hidden from it.
     pub(super) fn reap(&self, is_alive: impl Fn(u32) -> bool) -> Result<(), GpuError> {
+        // Nobody knows when they ended.
+        self.end(is_alive, |device| device.gap_start_ns = 0)
+    }
+
+    /// Marks all processes as exited, and ends their gaps now. No program may run: the next call of each is its first
+    /// again.
+    pub(super) fn end_all(&self) -> Result<(), GpuError> {
+        let now = monotonic_ns();
+        self.end(
+            |_| false,
+            |device| {
+                if device.gap_start_ns != 0 {
+                    let gap = now.saturating_sub(device.gap_start_ns);
+                    let first = gap.min(u64::from(GPU_STARVED_MAX_NS));
+                    device.starved_ns += first;
+                    device.idle_ns += gap - first;
+                    device.gap_start_ns = 0;
+                }
+            },
+        )
+    }
+
+    fn end(
+        &self,
+        is_alive: impl Fn(u32) -> bool,
+        end_gap: impl Fn(&mut gpu_device),
+    ) -> Result<(), GpuError> {
         let failed = map_error("mark the end of a process in");
         for number in 1..GPU_PROCESSES {
             let slot = self.slot(number);
@@ -250,10 +277,7 @@ impl Table {
             if process.state == GPU_STATE_LIVE && process.tgid == tgid {
                 let _ = maps.process_of.remove(&tgid);
                 process.state = GPU_STATE_EXITED;
-                // Nobody knows when they ended.
-                for device in &mut process.devices {
-                    device.gap_start_ns = 0;
-                }
+                process.devices.iter_mut().for_each(&end_gap);
                 maps.processes.set(number, process, 0).map_err(&failed)?;
             }
         }

@@ -114,6 +114,7 @@ pub(crate) const PROBE: Probe = Probe {
         },
     ],
     fallback: None,
+    in_flight: &["tcp_started_slots", "tcp_started_hash"],
     deferred: None,
     histograms: ROLES.len() as u16,
     counters: TCP_COUNTERS as u16,

@@ -224,9 +224,9 @@ fn node() -> Value {
                 .red_below(1.0),
                 Panel::number(
                     "Probes down",
-                    "Probes that are not attached; gpu waits, and is not counted, where no process uses CUDA.",
+                    "Probes that are not attached, but should be; gpu waits, and is not counted, where no process uses CUDA.",
                     "short",
-                    &format!("count(sentry_probe_up{{{I}, reason!=\"no_cuda\"}} == 0) or vector(0)"),
+                    &format!("count(sentry_probe_up{{{I}, reason!~\"no_cuda|turned_off\"}} == 0) or vector(0)"),
                 )
                 .red_from(1.0),
                 Panel::number(

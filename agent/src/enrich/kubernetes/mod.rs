@@ -42,8 +42,10 @@ pub(crate) struct Options {
     pub(crate) node: String,
     /// How to reach the API server; `None`: by the service account of the pod that this is.
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Labels of pods to keep.
+    /// Labels of pods to show.
     pub(crate) labels: Vec<String>,
+    /// Whether others may be asked for later.
+    pub(crate) keeps_all_labels: bool,
     /// How long deleted pods are known.
     pub(crate) retention: Duration,
 }
@@ -151,14 +153,15 @@ impl Watch {
 /// When what says how to reach the API server is not there, or is not what it should be.
 pub(crate) fn start(options: Options) -> Result<Arc<Watch>, Error> {
     let access = Access::new(options.kubeconfig, |name| env::var(name).ok())?;
-    let (labels, retention) = (options.labels, options.retention);
-    start_with(options.node, access, labels, retention, Timing::default())
+    let retention = options.retention;
+    let pods = Pods::new(options.labels, options.keeps_all_labels, retention);
+    start_with(options.node, access, pods, retention, Timing::default())
 }
 
 fn start_with(
     node: String,
     access: Access,
-    labels: Vec<String>,
+    pods: Pods,
     retention: Duration,
     timing: Timing,
 ) -> Result<Arc<Watch>, Error> {
@@ -167,7 +170,7 @@ fn start_with(
         return Err(Error::Node(node));
     }
     let watch = Arc::new(Watch {
-        pods: Mutex::new(Pods::new(labels, retention)),
+        pods: Mutex::new(pods),
         stats: Mutex::new(WatchStats {
             up: false,
             last_sync: None,

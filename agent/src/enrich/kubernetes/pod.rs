@@ -3,7 +3,7 @@
 //! A pod is some 10 KB of JSON, most of it `managedFields` and `spec`. Only the fields named here
 //! are stored; all others are skipped while they are parsed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
@@ -16,6 +16,19 @@ const ROLLOUT_HASH: &str = "rollouts-pod-template-hash";
 
 /// Characters of a label's value that are kept: the API allows no more.
 const LABEL_CHARACTERS: usize = 63;
+
+/// Labels of a pod that are kept beside those that are shown; few have more than ten.
+const LABELS_MAX: usize = 256;
+
+/// The values of labels, in their order, empty where there is none.
+pub(super) fn values<'l>(names: &[String], label: impl Fn(&str) -> Option<&'l str>) -> Vec<String> {
+    let values = names.iter().map(|name| label(name).unwrap_or_default());
+    values.map(cut).collect()
+}
+
+fn cut(value: &str) -> String {
+    value.chars().take(LABEL_CHARACTERS).collect()
+}
 
 /// The part of a pod that is read.
 #[derive(Debug, Default, Deserialize)]
@@ -125,12 +138,14 @@ impl Pod {
 
     /// The values of these labels, in their order, empty where the pod has none.
     pub(super) fn labels(&self, names: &[String]) -> Vec<String> {
-        names
-            .iter()
-            .map(|name| {
-                let value = self.label(name).unwrap_or_default();
-                value.chars().take(LABEL_CHARACTERS).collect()
-            })
+        values(names, |name| self.label(name))
+    }
+
+    /// All labels, as they would be shown, up to a bound.
+    pub(super) fn all_labels(&self) -> BTreeMap<Box<str>, Box<str>> {
+        let labels = self.metadata.labels.iter().flatten().take(LABELS_MAX);
+        labels
+            .map(|(name, value)| (name.as_str().into(), cut(value).into()))
             .collect()
     }
 

@@ -1,12 +1,12 @@
 //! What is known of the pods: names by container id and by UID.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::pod::{Pod, Workload};
+use super::pod::{self, Pod, Workload};
 
 /// Pods and containers that are gone and still known, at most; the oldest go first.
 const GONE_MAX: usize = 4096;
@@ -27,8 +27,10 @@ pub(crate) struct PodNames {
 /// their pod's status mentions no longer.
 #[derive(Debug)]
 pub(crate) struct Pods {
-    /// The labels that are kept.
+    /// The labels that are shown.
     labels: Vec<String>,
+    /// Whether others may be shown later, so that all are kept.
+    keeps_all_labels: bool,
     retention: Duration,
     version: u64,
     by_uid: HashMap<Arc<str>, Entry>,
@@ -45,6 +47,8 @@ pub(crate) struct Pods {
 #[derive(Debug)]
 struct Entry {
     names: Arc<PodNames>,
+    /// All labels of the pod, where they are kept.
+    labels: BTreeMap<Box<str>, Box<str>>,
     config_hash: Option<Box<str>>,
     /// Ids that the status mentioned last.
     containers: Vec<Arc<str>>,
@@ -68,9 +72,10 @@ enum Gone {
 }
 
 impl Pods {
-    pub(super) fn new(labels: Vec<String>, retention: Duration) -> Self {
+    pub(super) fn new(labels: Vec<String>, keeps_all_labels: bool, retention: Duration) -> Self {
         Self {
             labels,
+            keeps_all_labels,
             retention,
             version: 0,
             by_uid: HashMap::new(),
@@ -80,6 +85,26 @@ impl Pods {
             present: 0,
             listing: 0,
         }
+    }
+
+    /// Which labels are shown from now on.
+    pub(crate) fn show(&mut self, labels: Vec<String>) {
+        self.labels = labels;
+        for entry in self.by_uid.values_mut() {
+            let values = pod::values(&self.labels, |name| {
+                entry.labels.get(name).map(|value| &**value)
+            });
+            entry.names = Arc::new(PodNames {
+                labels: values,
+                ..(*entry.names).clone()
+            });
+        }
+        self.version += 1;
+    }
+
+    /// How long deleted pods are known from now on.
+    pub(crate) fn retain(&mut self, retention: Duration) {
+        self.retention = retention;
     }
 
     /// The pod and the name of a container by its id, without the runtime's scheme.
@@ -130,6 +155,8 @@ impl Pods {
             workload: pod.workload(),
             labels: pod.labels(&self.labels),
         };
+        let kept = self.keeps_all_labels.then(|| pod.all_labels());
+        let kept = kept.unwrap_or_default();
         let mut changed = false;
         let mut mentioned = Vec::new();
         for (id, name) in pod.containers() {
@@ -157,6 +184,7 @@ impl Pods {
                 changed = true;
             }
             entry.config_hash = config_hash;
+            entry.labels = kept;
             entry.listing = self.listing;
             if entry.gone.take().is_some() {
                 self.present += 1;
@@ -176,6 +204,7 @@ impl Pods {
         } else {
             let entry = Entry {
                 names: Arc::new(names),
+                labels: kept,
                 config_hash,
                 containers: mentioned,
                 gone: None,
@@ -305,7 +334,7 @@ impl Pods {
     /// These pods, each as the API server writes it, with the labels that are asked for.
     pub(crate) fn of(labels: &[&str], pods: &[serde_json::Value]) -> Self {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
-        let mut known = Self::new(labels, Duration::from_secs(60));
+        let mut known = Self::new(labels, true, Duration::from_secs(60));
         for pod in pods {
             let pod = serde_json::from_str(&pod.to_string()).unwrap();
             known.apply(&pod, Instant::now());
@@ -350,7 +379,7 @@ mod tests {
     }
 
     fn pods() -> Pods {
-        Pods::new(vec!["app".to_owned()], RETENTION)
+        Pods::new(vec!["app".to_owned()], true, RETENTION)
     }
 
     /// pod/container
@@ -385,6 +414,27 @@ mod tests {
         assert_eq!(pods.by_container("c2"), None);
         assert_eq!(pods.by_uid("u2"), None);
         assert_eq!((pods.len(), pods.version()), (1, 1));
+    }
+
+    #[test]
+    fn other_labels_are_shown_at_once() {
+        let mut pods = pods();
+        let now = Instant::now();
+        let labels = r#""app": "web", "team": "a""#;
+        pods.apply(&pod("u1", "a", labels, ""), now);
+        pods.apply(&pod("u2", "b", "", ""), now);
+        pods.remove("u2", now);
+        let version = pods.version();
+        pods.show(vec!["team".to_owned(), "app".to_owned()]);
+        assert_eq!(pods.version(), version + 1);
+        assert_eq!(pods.by_uid("u1").unwrap().labels, ["a", "web"]);
+        assert_eq!(pods.by_uid("u2").unwrap().labels, ["", ""]);
+        // What comes later has them as well.
+        let labels = r#""app": "web", "team": "b""#;
+        pods.apply(&pod("u1", "a", labels, ""), now);
+        assert_eq!(pods.by_uid("u1").unwrap().labels, ["b", "web"]);
+        pods.show(Vec::new());
+        assert_eq!(pods.by_uid("u1").unwrap().labels, [""; 0]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use sentry_bench::kubernetes::{ApiServer, Container, Cut, Fault, Options as ServerOptions, Pod};
 
-use super::{Error, Options, PodNames, Watch, WatchStats, client::Access, follow::Timing};
+use super::{Error, Options, PodNames, Pods, Watch, WatchStats, client::Access, follow::Timing};
 
 const NODE: &str = "node-1";
 const RETENTION: Duration = Duration::from_secs(120);
@@ -51,10 +51,11 @@ impl Drop for Folder {
 fn watch(server: &ApiServer, folder: &Folder, retention: Duration, timing: Timing) -> Arc<Watch> {
     let kubeconfig = folder.write("kubeconfig", &server.kubeconfig(""));
     let labels = vec!["app".to_owned(), "team".to_owned()];
+    let pods = Pods::new(labels, false, retention);
     super::start_with(
         NODE.to_owned(),
         Access::Kubeconfig(kubeconfig),
-        labels,
+        pods,
         retention,
         timing,
     )
@@ -469,7 +470,8 @@ fn a_service_account_is_all_that_a_pod_needs() {
             folder: folder.to_owned(),
             url,
         };
-        super::start_with(NODE.to_owned(), access, Vec::new(), RETENTION, QUICK)
+        let pods = Pods::new(Vec::new(), false, RETENTION);
+        super::start_with(NODE.to_owned(), access, pods, RETENTION, QUICK)
     };
     let refused = start(&folder.0, server.url()).unwrap_err();
     assert!(refused.is_bad_setting());
@@ -507,6 +509,7 @@ fn a_service_account_is_all_that_a_pod_needs() {
     // By kubeconfig too, with the authority in a file.
     let kubeconfig = server.kubeconfig(&folder.0.join("ca.crt").display().to_string());
     let options = Options {
+        keeps_all_labels: false,
         node: NODE.to_owned(),
         kubeconfig: Some(folder.write("kubeconfig", &kubeconfig)),
         labels: Vec::new(),
@@ -522,6 +525,7 @@ fn what_cannot_work_is_said_in_one_line() {
     let folder = Folder::new("settings");
     let start = |node: &str, kubeconfig: PathBuf| {
         let options = Options {
+            keeps_all_labels: false,
             node: node.to_owned(),
             kubeconfig: Some(kubeconfig),
             labels: Vec::new(),
@@ -570,6 +574,7 @@ fn what_cannot_work_is_said_in_one_line() {
         &proxy.replace(", proxy-url: 'http://127.0.0.1:2'", ""),
     );
     let options = Options {
+        keeps_all_labels: false,
         node: NODE.to_owned(),
         kubeconfig: Some(away),
         labels: Vec::new(),
@@ -602,6 +607,7 @@ fn a_thousand_pods() {
     let (anon, before, _) = resident();
     let started = Instant::now();
     let options = Options {
+        keeps_all_labels: false,
         node: NODE.to_owned(),
         kubeconfig: Some(PathBuf::from(kubeconfig)),
         labels: vec!["app".to_owned(), "team".to_owned()],

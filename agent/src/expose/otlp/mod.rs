@@ -32,11 +32,12 @@ use self::{
     answer::{Backoff, Verdict, percent_decoded},
     client::Client,
     encode::{Request, Requests, Sender},
-    names::POD_LABEL,
 };
 use super::metrics::{Metrics, Shape};
+use crate::config::PodLabel;
 
 pub(crate) use client::Error;
+pub(crate) use names::POD_LABEL;
 
 /// How long an attempt may take: the default of OpenTelemetry's own exporters.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -276,8 +277,6 @@ pub(crate) struct Identity {
     pub(crate) host: String,
     /// Its name in Kubernetes.
     pub(crate) node: Option<String>,
-    /// Names of the labels of pods that are shown.
-    pub(crate) pod_labels: Vec<String>,
     /// A moment before anything was counted.
     pub(crate) started: SystemTime,
 }
@@ -306,7 +305,6 @@ impl Exporter {
         let Identity {
             host,
             node,
-            pod_labels,
             started,
         } = identity;
         let node_or_host = node.clone().unwrap_or_else(|| host.clone());
@@ -328,10 +326,7 @@ impl Exporter {
                 buckets_per_octave: 1,
                 classic_histograms: false,
                 created: true,
-                pod_labels: pod_labels
-                    .iter()
-                    .map(|name| format!("{POD_LABEL}{name}"))
-                    .collect(),
+                pod_label: PodLabel::attribute,
             },
             stats: Arc::default(),
             failing: false,

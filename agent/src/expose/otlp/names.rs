@@ -48,7 +48,7 @@ pub(super) const WORKLOADS: [(&str, &str); 6] = [
 pub(super) const OTHER_WORKLOAD: [&str; 2] = ["sentry.workload.kind", "sentry.workload.name"];
 
 /// Before the name of a pod's label: `k8s.pod.label.app`.
-pub(super) const POD_LABEL: &str = "k8s.pod.label.";
+pub(crate) const POD_LABEL: &str = "k8s.pod.label.";
 
 const NONE: &[(&str, &str)] = &[];
 const DISK: &[(&str, &str)] = &[
@@ -140,6 +140,8 @@ pub(super) const NAMES: &[Name] = &[
     name("sentry_http_tls_handshake_errors_total", "sentry.http.tls.handshake.errors", "{connection}", REASON),
     name("sentry_http_authentication_failures_total", "sentry.http.authentication.failures", "{request}", REASON),
     name("sentry_http_requests_limited_total", "sentry.http.requests.limited", "{request}", NONE),
+    name("sentry_config_last_reload_successful", "sentry.config.last_reload.successful", "{reload}", NONE),
+    name("sentry_config_last_reload_success_timestamp_seconds", "sentry.config.last_reload.success.timestamp", "s", NONE),
     name("sentry_web_config_last_reload_successful", "sentry.web.config.last_reload.successful", "{reload}", NONE),
     name("sentry_web_config_last_reload_success_timestamp_seconds", "sentry.web.config.last_reload.success.timestamp",
         "s", NONE),
