@@ -838,6 +838,14 @@ fn those_who_read_no_refusals_make_room() {
         client.send(many.as_bytes());
         held.push(client);
     }
+    // Or one that was not heard yet is among those that make room.
+    secured.server.wait_for("all refusals", |stats| {
+        stats
+            .authentication_failures_total()
+            .map(|(_, count)| count)
+            .sum::<u64>()
+            == 64
+    });
     for _ in 0..3 {
         let mut rightful = Client::connect(address);
         let answer = rightful.get("/metrics", &basic("alice", "right"));
