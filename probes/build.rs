@@ -148,13 +148,13 @@ fn strip(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn bind(out: &Path, folders: &[String], includes: &[String]) -> Result<(), String> {
-    let head = "#include \"histogram.h\"\n#include \"series.h\"\n";
+    let head = "#include \"event.h\"\n#include \"histogram.h\"\n#include \"series.h\"\n";
     let header = include_all(out, "wire.h", head, folders, "wire.h")?;
     let path = out.join("wire.rs");
     bindgen::Builder::default()
         .header(header.display().to_string())
         .clang_args(includes)
-        .allowlist_file(".*/(wire|histogram|series)\\.h")
+        .allowlist_file(".*/(wire|event|histogram|series)\\.h")
         .allowlist_recursively(true)
         .blocklist_item("__.*_t")
         .prepend_enum_name(false)

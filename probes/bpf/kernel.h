@@ -63,10 +63,21 @@ struct sock_cgroup_data___tagged {
 	__u64 val;
 };
 
-/* include/net/sock.h */
+/* include/uapi/linux/in6.h */
+struct in6_addr {
+	union {
+		__u32 u6_addr32[4];
+	} in6_u;
+};
+
+/* include/net/sock.h; `skc_num` is the local port, in the host's order. */
 struct sock_common {
+	__u32 skc_daddr;
+	__u16 skc_dport;
+	__u16 skc_num;
 	unsigned short skc_family;
 	unsigned char skc_state;
+	struct in6_addr skc_v6_daddr;
 };
 
 struct socket;
@@ -128,6 +139,7 @@ struct request {
 	struct request_queue *q;
 	unsigned int cmd_flags;
 	unsigned int __data_len;
+	__u64 __sector;
 	struct bio *bio;
 	struct block_device *part;
 	__u64 start_time_ns;

@@ -5,7 +5,7 @@
  *
  * The cgroup is the first bio's: the one that the block layer itself charges.
  */
-#include "aggregate.bpf.h"
+#include "event.bpf.h"
 #include "disk/wire.h"
 
 /* The first of the probe's own cells; set by the loader. */
@@ -156,6 +156,47 @@ static __always_inline __u32 disk_bio_done(struct bio *bio, bool direct)
 	return index | KERNEL_READ(direct, later, bi_offset);
 }
 
+/* Sends a slow request that has completed. */
+static __always_inline void disk_send(struct request *rq, __u32 operation, __u64 now, __u64 created,
+				      __u64 issued, bool direct)
+{
+	struct bio *bio = KERNEL_READ(direct, rq, bio);
+	struct blkcg_gq *group = KERNEL_READ(direct, bio, bi_blkg);
+	struct blkcg *blkcg = KERNEL_READ(direct, group, blkcg);
+	struct disk_slow_event slow = {
+		.event = {
+			.ended_ns = now,
+			.duration_ns = now - created,
+			.key = {
+				.device = disk_device(rq, direct),
+				.kind = DISK_KIND_IO,
+				.detail = operation,
+			},
+		},
+		.device_ns = issued ? now - issued : 0,
+		.sector = KERNEL_READ(direct, rq, __sector),
+		/* What is left, and completes now. */
+		.bytes = KERNEL_READ(direct, rq, __data_len),
+	};
+
+	series_key_cgroup(&slow.event.key, KERNEL_READ(direct, blkcg, css.cgroup), direct);
+	event_name(&slow.event, (__u64)bio);
+	event_send(&slow.event, sizeof(slow), disk_counters + DISK_COUNTER_EVENTS_LOST);
+}
+
+/* Out of line and twice, for the reasons of tcp_send_direct(). */
+static __noinline void disk_send_direct(struct request *rq, __u32 operation, __u64 now,
+					__u64 created, __u64 issued)
+{
+	disk_send(rq, operation, now, created, issued, true);
+}
+
+static __noinline void disk_send_read(struct request *rq, __u32 operation, __u64 now, __u64 created,
+				      __u64 issued)
+{
+	disk_send(rq, operation, now, created, issued, false);
+}
+
 static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 {
 	struct request *rq = (void *)ctx[0];
@@ -226,6 +267,12 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 	now = bpf_ktime_get_ns();
 	bucket = histogram_bucket_of(now - created);
 	histogram_add_to(io_cell, bucket, now - created);
+	if (event_is_wanted(disk_counters + DISK_COUNTER_SLOW_NS, now - created)) {
+		if (direct)
+			disk_send_direct(rq, operation, now, created, issued);
+		else
+			disk_send_read(rq, operation, now, created, issued);
+	}
 	if (operation == DISK_OPERATION_FLUSH)
 		return 0;
 	if (!issued) {
@@ -290,6 +337,40 @@ SEC("raw_tracepoint/block_rq_issue")
 int disk_issue_queue_raw(unsigned long long *ctx)
 {
 	return disk_issued_request(ctx[1]);
+}
+
+/* A request is made of a bio, in the task that asks for the I/O: it may be a kernel thread that
+ * issues it. Attached only while events are asked for. */
+static __always_inline int disk_began(__u64 bio)
+{
+	event_begin(disk_counters + DISK_COUNTER_SLOW_NS, bio);
+	return 0;
+}
+
+SEC("tp_btf/block_getrq")
+int disk_begin(unsigned long long *ctx)
+{
+	return disk_began(ctx[0]);
+}
+
+/* Before commit e8a676d61c07 ("block: simplify and extended the block_bio_merge tracepoint
+ * class", 5.11) the queue came first; tried before the other, as for the issue. */
+SEC("tp_btf/block_getrq")
+int disk_begin_queue(unsigned long long *ctx)
+{
+	return disk_began(ctx[1]);
+}
+
+SEC("raw_tracepoint/block_getrq")
+int disk_begin_raw(unsigned long long *ctx)
+{
+	return disk_began(ctx[0]);
+}
+
+SEC("raw_tracepoint/block_getrq")
+int disk_begin_queue_raw(unsigned long long *ctx)
+{
+	return disk_began(ctx[1]);
 }
 
 /* Where the tracepoints' records have their fields; read from tracefs by the loader. */

@@ -2,7 +2,7 @@
 /* What the disk probe's programs and their reader share. */
 #pragma once
 
-#include "series.h"
+#include "event.h"
 
 #define DISK_PROBE 2
 
@@ -44,5 +44,18 @@ enum disk_counter {
 	/* Found no room in the issue hook's table. */
 	DISK_COUNTER_UNTRACKED,
 	DISK_COUNTER_OTHER_ERROR,
-	DISK_COUNTERS = DISK_COUNTER_OTHER_ERROR + DISK_OPERATIONS,
+	/* No counter: set by the agent, see event_is_wanted(). */
+	DISK_COUNTER_SLOW_NS = DISK_COUNTER_OTHER_ERROR + DISK_OPERATIONS,
+	DISK_COUNTER_EVENTS_LOST,
+	DISK_COUNTERS,
+};
+
+/* A block request that has completed. */
+struct disk_slow_event {
+	struct event event;
+	/* From its issue; 0 where that is not known. */
+	__u64 device_ns;
+	/* Of 512 bytes. */
+	__u64 sector;
+	__u64 bytes;
 };

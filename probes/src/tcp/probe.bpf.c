@@ -5,7 +5,7 @@
  * where the current task is whoever was interrupted. A server's child socket
  * carries the cgroup in which its listener was created.
  */
-#include "aggregate.bpf.h"
+#include "event.bpf.h"
 #include "tcp/wire.h"
 
 /* The first of the probe's own cells; set by the loader. */
@@ -23,6 +23,7 @@ const volatile __u32 tcp_task_hierarchy;
 #define TCP_SYN_RECV 3
 #define TCP_CLOSE 7
 #define SHUTDOWN_MASK 3
+#define AF_INET6 10
 
 /* When connects began, by socket: one word a slot, claimed by compare-and-swap. A word is the
  * rest of the socket's hash, how far it stands from its place, and the time in units of
@@ -187,6 +188,7 @@ static __always_inline void tcp_start(struct sock *sk, bool slots)
 	}
 	if (!stored)
 		counter_add(tcp_counters + TCP_COUNTER_UNTRACKED, 1);
+	event_begin(tcp_counters + TCP_COUNTER_SLOW_NS, (__u64)sk);
 }
 
 /* Forgets the start of a connect; false where that was not seen. `ended` holds how long ago
@@ -294,6 +296,63 @@ static __always_inline void tcp_unmeasured(const struct tcp_event *event, enum t
 	tcp_count(event, means, TCP_KIND_UNMEASURED, role, 1, TCP_COUNTER_OTHER_UNMEASURED + role);
 }
 
+/* Sends a slow event with all that the socket tells of it. */
+static __always_inline void tcp_send(const struct tcp_event *of, enum tcp_means means,
+				     enum tcp_kind kind, __u32 detail, __u64 ns)
+{
+	struct tcp_slow_event slow = {
+		.event = {
+			.ended_ns = bpf_ktime_get_ns(),
+			.duration_ns = ns,
+			.key = { .kind = kind, .detail = detail },
+		},
+	};
+	struct sock *sk = of->sk;
+	bool direct = means & TCP_DIRECT;
+
+	tcp_key_cgroup(&slow.event.key, of, means);
+	/* Nobody has accepted a server's socket yet, and its address may have been a client's. */
+	if (kind != TCP_KIND_HANDSHAKE || detail != TCP_ROLE_SERVER)
+		event_name(&slow.event, (__u64)sk);
+	slow.family = KERNEL_READ(direct, sk, __sk_common.skc_family);
+	slow.peer_port = __builtin_bswap16(KERNEL_READ(direct, sk, __sk_common.skc_dport));
+	slow.local_port = KERNEL_READ(direct, sk, __sk_common.skc_num);
+	if (slow.family != AF_INET6) {
+		slow.peer[0] = KERNEL_READ(direct, sk, __sk_common.skc_daddr);
+	} else if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
+		slow.peer[0] = KERNEL_READ(direct, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[0]);
+		slow.peer[1] = KERNEL_READ(direct, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[1]);
+		slow.peer[2] = KERNEL_READ(direct, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[2]);
+		slow.peer[3] = KERNEL_READ(direct, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[3]);
+	}
+	event_send(&slow.event, sizeof(slow), tcp_counters + TCP_COUNTER_EVENTS_LOST);
+}
+
+/* Out of line, for it is rare. Two, since a program whose pointers have types must not even hold
+ * the helper that reads others: a locked-down kernel refuses it. */
+static __noinline void tcp_send_direct(const struct tcp_event *of, enum tcp_kind kind, __u32 detail,
+				       __u64 ns)
+{
+	tcp_send(of, TCP_DIRECT, kind, detail, ns);
+}
+
+static __noinline void tcp_send_read(const struct tcp_event *of, enum tcp_kind kind, __u32 detail,
+				     __u64 ns)
+{
+	tcp_send(of, 0, kind, detail, ns);
+}
+
+static __always_inline void tcp_send_if_slow(const struct tcp_event *of, enum tcp_means means,
+					     enum tcp_kind kind, __u32 detail, __u64 ns)
+{
+	if (!event_is_wanted(tcp_counters + TCP_COUNTER_SLOW_NS, ns))
+		return;
+	if (means & TCP_DIRECT)
+		tcp_send_direct(of, kind, detail, ns);
+	else
+		tcp_send_read(of, kind, detail, ns);
+}
+
 /* Adds a duration to a series, or to the cell `other` of its role. */
 static __always_inline void tcp_add(const struct series_cells *cells, bool found,
 				    enum tcp_role role, __u64 ns)
@@ -324,6 +383,7 @@ static __always_inline void tcp_handshake(const struct tcp_event *event, enum tc
 		found = series_of_index(&key, 1, 0, &cells);
 	}
 	tcp_add(&cells, found, role, ns);
+	tcp_send_if_slow(event, means, TCP_KIND_HANDSHAKE, role, ns);
 }
 
 /* Why a connect failed, at the moment its socket closes. */
@@ -363,6 +423,7 @@ static __always_inline void tcp_client(const struct tcp_event *event, enum tcp_m
 
 		tcp_count(event, means, TCP_KIND_FAILURE, reason, 1,
 			  TCP_COUNTER_OTHER_FAILURE + reason);
+		tcp_send_if_slow(event, means, TCP_KIND_FAILURE, reason, elapsed);
 	} else if (elapsed) {
 		tcp_handshake(event, means, TCP_ROLE_CLIENT, elapsed);
 	} else {

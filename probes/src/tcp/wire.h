@@ -2,7 +2,7 @@
 /* What the tcp probe's programs and their reader share. */
 #pragma once
 
-#include "series.h"
+#include "event.h"
 
 #define TCP_PROBE 1
 
@@ -38,5 +38,20 @@ enum tcp_counter {
 	TCP_COUNTER_OTHER_FAILURE,
 	TCP_COUNTER_OTHER_UNMEASURED = TCP_COUNTER_OTHER_FAILURE + TCP_REASONS,
 	TCP_COUNTER_OTHER_SYN_RETRANSMITS = TCP_COUNTER_OTHER_UNMEASURED + TCP_ROLES,
+	/* No counter: set by the agent, see event_is_wanted(). */
+	TCP_COUNTER_SLOW_NS,
+	TCP_COUNTER_EVENTS_LOST,
 	TCP_COUNTERS,
+};
+
+/* A handshake, or a connect that failed. */
+struct tcp_slow_event {
+	struct event event;
+	/* As the socket has them: an IPv4 address in the first word, in network order. */
+	__u32 peer[4];
+	/* AF_INET or AF_INET6. */
+	__u16 family;
+	__u16 peer_port;
+	__u16 local_port;
+	__u16 reserved;
 };

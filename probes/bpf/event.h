@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* What goes through a ring to the agent: a single event, while somebody asks for it. */
+#pragma once
+
+#include <linux/types.h>
+
+#include "series.h"
+
+/* TASK_COMM_LEN of include/linux/sched.h. */
+#define EVENT_COMM_BYTES 16
+
+/* Who began something. */
+struct event_origin {
+	__u32 pid;
+	char comm[EVENT_COMM_BYTES];
+};
+
+/* The head of every event. What the probe has to say of it follows. */
+struct event {
+	/* CLOCK_MONOTONIC. */
+	__u64 ended_ns;
+	__u64 duration_ns;
+	/* The series that counts it. */
+	struct series_key key;
+	/* The process that began it, and its thread's name; 0 and nothing where that is not known.
+	 */
+	struct event_origin origin;
+	__u32 reserved;
+};
