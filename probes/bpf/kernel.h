@@ -70,11 +70,10 @@ struct in6_addr {
 	} in6_u;
 };
 
-/* include/net/sock.h; `skc_num` is the local port, in the host's order. */
+/* include/net/sock.h */
 struct sock_common {
 	__u32 skc_daddr;
 	__u16 skc_dport;
-	__u16 skc_num;
 	unsigned short skc_family;
 	unsigned char skc_state;
 	struct in6_addr skc_v6_daddr;

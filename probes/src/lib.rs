@@ -9,6 +9,7 @@
 mod btf;
 pub mod cgroup;
 mod disk;
+mod event;
 pub mod gpu;
 mod hook;
 mod load;
@@ -22,6 +23,7 @@ mod tcp;
 mod wire;
 
 pub use btf::own_types;
+pub use event::{Event, EventDetail, EventSource, Events};
 pub use load::{
     Installed, Kernel, LoadError, Programs, Request, RunStats, attach, enable_run_stats,
 };
@@ -58,6 +60,17 @@ pub fn bucket_edge_seconds(bucket: usize) -> f64 {
 #[must_use]
 pub fn device_number(device: u32) -> (u32, u32) {
     (device >> 20, device & 0xf_ffff)
+}
+
+/// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`, in nanoseconds.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the clock is one that every kernel has, and the structure is ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 /// Keeps the allocator from holding on to large blocks once they are free: a scrape of megabytes

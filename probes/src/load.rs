@@ -18,8 +18,8 @@ use aya::{
 use aya_obj::generated::bpf_map_type;
 
 use crate::{
-    Cells, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable, Status,
-    Verdict, btf, cgroup,
+    Cells, Events, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable,
+    Status, Verdict, btf, cgroup,
     hook::{self, Host, Link, chain},
     pool::map_memory_bytes,
     record::{self, Field},
@@ -142,6 +142,24 @@ impl Installed {
             .map(|(kind, offset)| (*kind, self.counters + offset))
     }
 
+    /// Whether it can tell of single events by the hook in use.
+    #[must_use]
+    pub fn tells_events(&self) -> bool {
+        self.probe.events.is_some() && self.rung.events.is_some()
+    }
+
+    /// The counter of events that were asked for and found their ring full.
+    #[must_use]
+    pub fn events_lost(&self) -> Option<u16> {
+        let source = self.probe.events.as_ref()?;
+        Some(self.counters + source.lost)
+    }
+
+    pub(crate) fn slow_cell(&self) -> Option<u16> {
+        let source = self.probe.events.as_ref()?;
+        Some(self.counters + source.slow_ns)
+    }
+
     /// The counter that calls for the fallback hook.
     #[must_use]
     pub fn fallback_trigger(&self) -> Option<u16> {
@@ -193,6 +211,12 @@ impl fmt::Debug for Programs {
         f.debug_list().entries(names).finish()
     }
 }
+
+/// Bytes of a CPU's ring of events: the least that a ring can have, and room for 50 until the agent comes.
+const EVENT_RING_BYTES: u32 = 4096;
+
+/// How many connects and requests under way have a process that is known.
+const EVENT_ORIGINS: u32 = 4096;
 
 /// The object, aligned as its parser wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes.bpf.o"));
@@ -469,6 +493,7 @@ impl Layout {
             .map_max_entries("free_histograms", series_max)
             .map_max_entries("free_counters", self.counter_count - series_max)
             .map_max_entries("series_slots", slots)
+            .map_max_entries("events", possible_cpus()?)
             .override_global("series_slots_mask", &slots_mask, true)
             .override_global("counter_inserts", &inserts, true)
             .override_global("cgroup_counters", &cgroup_counters, true)
@@ -746,13 +771,19 @@ impl Programs {
         fallback: &Fallback,
         programs: &'static [Program],
     ) -> Result<Option<u64>, Refusal> {
+        let bytes = self.new_table(fallback)?;
+        self.attach_first(programs)?;
+        Ok(bytes)
+    }
+
+    /// Attaches the first of these programs that the kernel takes.
+    fn attach_first(&mut self, programs: &'static [Program]) -> Result<(), Refusal> {
         let btf = programs
             .iter()
             .any(|program| matches!(program.hook, Hook::TpBtf(_)))
             .then(Btf::from_sys_fs)
             .transpose()
             .map_err(|error| map_error(&error))?;
-        let bytes = self.new_table(fallback)?;
         let mut outcome = Err(map_error(&"there is no program for it"));
         for program in programs.chunks(1) {
             outcome = self.attach_all(btf.as_ref(), program);
@@ -760,7 +791,70 @@ impl Programs {
                 break;
             }
         }
-        outcome.map(|()| bytes)
+        outcome
+    }
+
+    /// Makes the rings of events, one for each CPU, and the table of who began what is under way. Returns their names
+    /// and memory in bytes as well. They stay as long as the programs do.
+    ///
+    /// # Errors
+    /// When the kernel gives no memory for them.
+    pub fn open_events(&mut self) -> Result<(Events, Vec<(String, u64)>), Refusal> {
+        let ring = || {
+            let kind = bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
+            aya_obj::Map::new_from_params(kind, 0, 0, EVENT_RING_BYTES, 0)
+        };
+        let cpus = possible_cpus().map_err(|error| map_error(&error))?;
+        let mut rings = Vec::new();
+        let mut bytes = 0;
+        for cpu in 0..cpus {
+            let ring = self.fill_slot("events", cpu, ring())?;
+            bytes += map_memory_bytes(ring.fd().as_fd()).unwrap_or(0);
+            let ring = RingBuf::try_from(Map::RingBuf(ring));
+            rings.push(ring.map_err(|error| map_error(&error))?);
+        }
+        let origins = aya_obj::Map::new_from_params(
+            bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32,
+            size_of::<u64>() as u32,
+            size_of::<wire::event_origin>() as u32,
+            EVENT_ORIGINS,
+            0,
+        );
+        let origins = self.fill_slot("event_origins", 0, origins)?;
+        let mut memory = vec![("events_rings".to_owned(), bytes)];
+        let table = map_memory_bytes(origins.fd().as_fd());
+        memory.extend(table.map(|bytes| ("event_origins_table".to_owned(), bytes)));
+        Ok((Events::new(rings), memory))
+    }
+
+    /// Attaches what notes who begins the events of a probe, if its hook needs that.
+    ///
+    /// # Errors
+    /// The kernel's refusal: its events have no process.
+    pub fn attach_origins(&mut self, installed: &Installed) -> Result<(), Refusal> {
+        let programs = installed.rung.events.unwrap_or_default();
+        let is_loaded = |program: &Program| {
+            let mut loaded = self.loaded.iter();
+            loaded.any(|loaded| loaded.program.name == program.name)
+        };
+        if programs.is_empty() || programs.iter().any(is_loaded) {
+            return Ok(());
+        }
+        self.attach_first(programs)
+    }
+
+    /// Puts a new map into a slot of an array of maps. The kernel holds it as long as the slot does.
+    fn fill_slot(&mut self, array: &str, slot: u32, map: aya_obj::Map) -> Result<MapData, Refusal> {
+        let map = MapData::create(map, array, None).map_err(|error| map_error(&error))?;
+        let mut slots: ArrayOfMaps<&mut MapData, MapData> = self
+            .ebpf
+            .map_mut(array)
+            .and_then(|map| map.try_into().ok())
+            .ok_or_else(|| map_error(&format!("the eBPF object has no map {array}")))?;
+        slots
+            .set(slot, &map, 0)
+            .map_err(|error| map_error(&error))?;
+        Ok(map)
     }
 
     /// Gives the fallback hook an empty table. Returns its memory in bytes.
@@ -769,16 +863,8 @@ impl Programs {
         let word = size_of::<u64>() as u32;
         let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
         let table = aya_obj::Map::new_from_params(kind, word, word, entries, 0);
-        let table = MapData::create(table, slot, None).map_err(|error| map_error(&error))?;
-        let bytes = map_memory_bytes(table.fd().as_fd());
-        let mut slots: ArrayOfMaps<&mut MapData, MapData> = self
-            .ebpf
-            .map_mut(slot)
-            .and_then(|map| map.try_into().ok())
-            .ok_or_else(|| map_error(&format!("the eBPF object has no map {slot}")))?;
-        // The kernel holds the table as long as the slot does.
-        slots.set(0, &table, 0).map_err(|error| map_error(&error))?;
-        Ok(bytes)
+        let table = self.fill_slot(slot, 0, table)?;
+        Ok(map_memory_bytes(table.fd().as_fd()))
     }
 
     /// Run counts of the attached programs: zero while the kernel's statistics are off.
@@ -835,6 +921,13 @@ fn map_error(error: &dyn fmt::Display) -> Refusal {
         reason: Reason::MapError,
         detail: error.to_string(),
     }
+}
+
+/// CPUs that there may ever be, as the kernel numbers them.
+fn possible_cpus() -> Result<u32, LoadError> {
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(path, error)| LoadError::Object(format!("{path} cannot be read: {error}")))?;
+    Ok(u32::try_from(cpus).unwrap_or(u32::MAX))
 }
 
 fn object_error(error: impl std::error::Error) -> LoadError {

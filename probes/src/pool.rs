@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use crate::{BUCKETS, wire};
+use crate::{BUCKETS, Installed, wire};
 
 /// A cell as it was at one moment. The buckets and the sum wrap; take differences.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,35 +36,37 @@ pub struct PoolError {
     source: std::io::Error,
 }
 
-/// A `BPF_F_MMAPABLE` array, mapped read-only. The kernel writes to it at any time, so it is
-/// only ever read through atomics.
+/// A `BPF_F_MMAPABLE` array. The programs write to it at any time, so it is only ever read and
+/// written through atomics.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     bytes: NonZeroUsize,
 }
 
-// SAFETY: the mapping is plain memory that stays until drop, and all reads are atomic.
+// SAFETY: the mapping is plain memory that stays until drop, and all reads and writes are atomic.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; nothing is ever written through it.
+// SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    /// To read; and to write, if `protection` has `PROT_WRITE` in it.
     pub(crate) fn new(
         pool: &'static str,
         fd: BorrowedFd<'_>,
         bytes: usize,
+        protection: i32,
     ) -> Result<Self, PoolError> {
         let error = |source| PoolError { pool, source };
         let bytes = NonZeroUsize::new(bytes)
             .ok_or_else(|| error(std::io::ErrorKind::InvalidInput.into()))?;
-        // SAFETY: a new shared read-only mapping at an address of the kernel's choice; the
+        // SAFETY: a new shared mapping at an address of the kernel's choice; the
         // kernel refuses more bytes than the array's pages have.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 bytes.get(),
-                libc::PROT_READ,
+                protection,
                 libc::MAP_SHARED,
                 fd.as_raw_fd(),
                 0,
@@ -123,8 +125,14 @@ impl Cells {
                 "histograms",
                 histograms,
                 usize::from(histogram_count) * size_of::<wire::histogram>(),
+                libc::PROT_READ,
             )?,
-            counters: Mapping::new("counters", counters, counter_count as usize * 8)?,
+            counters: Mapping::new(
+                "counters",
+                counters,
+                counter_count as usize * 8,
+                libc::PROT_READ | libc::PROT_WRITE,
+            )?,
             histogram_count,
             counter_count,
         })
@@ -159,6 +167,27 @@ impl Cells {
         self.counters
             .word::<AtomicU64>(usize::from(cell) * 8)
             .load(Ordering::Relaxed)
+    }
+
+    /// Sets a counter that is none: one by which the agent tells the programs something.
+    ///
+    /// # Panics
+    /// When the pool has no such cell.
+    pub(crate) fn set(&self, cell: u16, value: u64) {
+        self.counters
+            .word::<AtomicU64>(usize::from(cell) * 8)
+            .store(value, Ordering::Relaxed);
+    }
+
+    /// Has a probe send events that take so long at least, in nanoseconds; 0 ends that. Nothing is sent before
+    /// [`crate::Programs::open_events`].
+    ///
+    /// # Panics
+    /// When the probe is of another pool.
+    pub fn send_events(&self, installed: &Installed, slow_ns: u64) {
+        if let Some(cell) = installed.slow_cell() {
+            self.set(cell, slow_ns);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a probe says of itself: its hooks, its metrics, and how its cells are read.
 
-use crate::{Series, SeriesKey};
+use crate::{EventSource, Series, SeriesKey};
 
 /// A probe: one folder of this crate.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct Probe {
     pub fallback: Option<Fallback>,
     /// Its maps of what has begun and not ended yet: an end that it was turned off for is never seen.
     pub in_flight: &'static [&'static str],
+    /// How it tells of single events, if it does.
+    pub events: Option<EventSource>,
     /// It attaches to what processes bring along, so not at the start: what to say until then.
     pub deferred: Option<&'static str>,
     /// Histograms of its own: the `other` cells.
@@ -45,6 +47,9 @@ pub struct Rung {
     pub limits: &'static str,
     /// The programs for [`Probe::fallback`], in the order in which they are tried.
     pub fallback: &'static [Program],
+    /// Whether single events can be told of, and the programs that note who begins one, of which the first is attached
+    /// that the kernel takes.
+    pub events: Option<&'static [Program]>,
 }
 
 /// The programs of a rung.

@@ -76,6 +76,7 @@ const fn rung(hook: &'static str, variants: &'static [Variant]) -> Rung {
         variants,
         limits: "",
         fallback: &[],
+        events: None,
     }
 }
 

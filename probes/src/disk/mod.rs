@@ -5,14 +5,18 @@
     reason = "the wire header's constants are u32 and far below 2^8 or 2^16 each"
 )]
 
+use std::mem::offset_of;
+
 use crate::{
-    Cell, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample, Series, SeriesKey,
-    spec::{Fallback, Hook, Program, Record, Variant},
+    Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample,
+    Series, SeriesKey,
+    event::Record,
+    spec::{self, Fallback, Hook, Program, Variant},
     wire::{
-        DISK_COUNTER_OTHER_ERROR, DISK_COUNTER_OVERFLOW, DISK_COUNTER_UNTIMED,
-        DISK_COUNTER_UNTRACKED, DISK_COUNTERS, DISK_HISTOGRAM_OTHER_DEVICE,
-        DISK_HISTOGRAM_OTHER_IO, DISK_HISTOGRAMS, DISK_KIND_ERROR, DISK_KIND_IO,
-        DISK_OPERATION_FLUSH, DISK_PROBE,
+        DISK_COUNTER_EVENTS_LOST, DISK_COUNTER_OTHER_ERROR, DISK_COUNTER_OVERFLOW,
+        DISK_COUNTER_SLOW_NS, DISK_COUNTER_UNTIMED, DISK_COUNTER_UNTRACKED, DISK_COUNTERS,
+        DISK_HISTOGRAM_OTHER_DEVICE, DISK_HISTOGRAM_OTHER_IO, DISK_HISTOGRAMS, DISK_KIND_ERROR,
+        DISK_KIND_IO, DISK_OPERATION_FLUSH, DISK_PROBE, disk_slow_event,
     },
 };
 
@@ -73,6 +77,16 @@ pub(crate) const PROBE: Probe = Probe {
                     hook: Hook::TpBtf("block_rq_issue"),
                 },
             ],
+            events: Some(&[
+                Program {
+                    name: "disk_begin_queue",
+                    hook: Hook::TpBtf("block_getrq"),
+                },
+                Program {
+                    name: "disk_begin",
+                    hook: Hook::TpBtf("block_getrq"),
+                },
+            ]),
         },
         Rung {
             hook: "raw_tp",
@@ -96,6 +110,16 @@ pub(crate) const PROBE: Probe = Probe {
                     hook: Hook::RawTracepoint("block_rq_issue"),
                 },
             ],
+            events: Some(&[
+                Program {
+                    name: "disk_begin_queue_raw",
+                    hook: Hook::RawTracepoint("block_getrq"),
+                },
+                Program {
+                    name: "disk_begin_raw",
+                    hook: Hook::RawTracepoint("block_getrq"),
+                },
+            ]),
         },
         Rung {
             hook: "tracepoint",
@@ -103,7 +127,7 @@ pub(crate) const PROBE: Probe = Probe {
                 programs: &[
                     Program {
                         name: "disk_make_record",
-                        hook: Hook::Tracepoint(&Record {
+                        hook: Hook::Tracepoint(&spec::Record {
                             category: "block",
                             event: "block_getrq",
                             fields: &[
@@ -115,7 +139,7 @@ pub(crate) const PROBE: Probe = Probe {
                     },
                     Program {
                         name: "disk_issue_record",
-                        hook: Hook::Tracepoint(&Record {
+                        hook: Hook::Tracepoint(&spec::Record {
                             category: "block",
                             event: "block_rq_issue",
                             fields: &[
@@ -128,7 +152,7 @@ pub(crate) const PROBE: Probe = Probe {
                     },
                     Program {
                         name: "disk_complete_record",
-                        hook: Hook::Tracepoint(&Record {
+                        hook: Hook::Tracepoint(&spec::Record {
                             category: "block",
                             event: "block_rq_complete",
                             fields: &[
@@ -147,6 +171,7 @@ pub(crate) const PROBE: Probe = Probe {
             }],
             limits: "the records of these tracepoints tell no creation and no owner: both durations run from the issue to the device, I/O belongs to the v2 cgroup of the task that made the request, flushes and writes of zeroes are not counted, and events that the kernel hid are counted as lost since 6.7 only",
             fallback: &[],
+            events: None,
         },
     ],
     fallback: Some(Fallback {
@@ -157,6 +182,11 @@ pub(crate) const PROBE: Probe = Probe {
         detail: "a device gives its requests no time stamps (queue/iostats is 0, or no writeback throttling): there, durations run from the issue to the device",
     }),
     in_flight: &["disk_in_flight"],
+    events: Some(EventSource {
+        slow_ns: DISK_COUNTER_SLOW_NS as u16,
+        lost: DISK_COUNTER_EVENTS_LOST as u16,
+        detail: event_detail,
+    }),
     deferred: None,
     histograms: DISK_HISTOGRAMS as u16,
     counters: DISK_COUNTERS as u16,
@@ -173,6 +203,9 @@ const IO_DURATION: usize = 0;
 const DEVICE_DURATION: usize = 1;
 const BYTES: usize = 2;
 const ERRORS: usize = 3;
+
+/// A sector of the block layer is 2^9 bytes, whatever the device's own is.
+const SECTOR_SHIFT: u32 = 9;
 
 /// `enum disk_operation`
 const OPERATIONS: [&str; 5] = ["read", "write", "discard", "other", "flush"];
@@ -242,6 +275,28 @@ fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
         }
         _ => Vec::new(),
     }
+}
+
+/// What follows the head of `struct disk_slow_event`.
+fn event_detail(key: &SeriesKey, duration_ns: u64, record: Record) -> Option<EventDetail> {
+    let device_ns = record.u64(offset_of!(disk_slow_event, device_ns))?;
+    let sector = record.u64(offset_of!(disk_slow_event, sector))?;
+    let sectors = record.u64(offset_of!(disk_slow_event, bytes))? >> SECTOR_SHIFT;
+    let mut durations_ns = vec![(IO_DURATION, duration_ns)];
+    if u32::from(key.detail) != DISK_OPERATION_FLUSH && device_ns > 0 {
+        durations_ns.push((DEVICE_DURATION, device_ns));
+    }
+    let labels = match sectors {
+        0 => Vec::new(),
+        count => vec![(
+            "sectors",
+            format!("{sector}-{}", sector.saturating_add(count - 1)),
+        )],
+    };
+    Some(EventDetail {
+        durations_ns,
+        labels,
+    })
 }
 
 fn other(histograms: u16, counters: u16) -> Vec<Sample> {

@@ -18,7 +18,7 @@ use aya::{
 
 use super::{GpuError, Process, Reading, ReadingValue, programs::Programs};
 use crate::{
-    BUCKETS, Histogram, RunStats, Workload,
+    BUCKETS, Histogram, RunStats, Workload, monotonic_ns,
     pool::Mapping,
     wire::{
         self, GPU_COPIES, GPU_DEVICES, GPU_ERRORS, GPU_PROCESSES, GPU_STARVED_MAX_NS,
@@ -126,6 +126,7 @@ impl Table {
             "CUDA processes",
             processes.fd().as_fd(),
             GPU_PROCESSES as usize * size_of::<gpu_process>(),
+            libc::PROT_READ,
         )
         .map_err(|error| GpuError {
             action: "map",
@@ -540,15 +541,4 @@ impl Device<'_> {
             });
         }
     }
-}
-
-/// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`, in nanoseconds.
-fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the clock is one that every kernel has, and the structure is ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -5,13 +5,21 @@
     reason = "the wire header's constants are u32 and far below 2^8 or 2^16 each"
 )]
 
+use std::{
+    mem::offset_of,
+    net::{IpAddr, SocketAddr},
+};
+
 use crate::{
-    Cell, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series, SeriesKey,
-    spec::{Hook, Program, Record, Variant},
+    Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series,
+    SeriesKey,
+    event::Record,
+    spec::{self, Hook, Program, Variant},
     wire::{
-        TCP_COUNTER_OTHER_FAILURE, TCP_COUNTER_OTHER_SYN_RETRANSMITS, TCP_COUNTER_OTHER_UNMEASURED,
-        TCP_COUNTER_OVERFLOW, TCP_COUNTER_UNTRACKED, TCP_COUNTERS, TCP_KIND_FAILURE,
-        TCP_KIND_HANDSHAKE, TCP_KIND_SYN_RETRANSMITS, TCP_KIND_UNMEASURED, TCP_PROBE,
+        TCP_COUNTER_EVENTS_LOST, TCP_COUNTER_OTHER_FAILURE, TCP_COUNTER_OTHER_SYN_RETRANSMITS,
+        TCP_COUNTER_OTHER_UNMEASURED, TCP_COUNTER_OVERFLOW, TCP_COUNTER_SLOW_NS,
+        TCP_COUNTER_UNTRACKED, TCP_COUNTERS, TCP_KIND_FAILURE, TCP_KIND_HANDSHAKE,
+        TCP_KIND_SYN_RETRANSMITS, TCP_KIND_UNMEASURED, TCP_PROBE, tcp_slow_event,
     },
 };
 
@@ -74,6 +82,7 @@ pub(crate) const PROBE: Probe = Probe {
             ],
             limits: "",
             fallback: &[],
+            events: Some(&[]),
         },
         Rung {
             hook: "kprobe",
@@ -88,13 +97,14 @@ pub(crate) const PROBE: Probe = Probe {
             }],
             limits: "",
             fallback: &[],
+            events: Some(&[]),
         },
         Rung {
             hook: "tracepoint",
             variants: &[Variant {
                 programs: &[Program {
                     name: "tcp_state_record",
-                    hook: Hook::Tracepoint(&Record {
+                    hook: Hook::Tracepoint(&spec::Record {
                         category: "sock",
                         event: "inet_sock_set_state",
                         fields: &[
@@ -111,9 +121,15 @@ pub(crate) const PROBE: Probe = Probe {
             }],
             limits: "the record of this tracepoint tells no error, no round trip and no cgroup: connects belong to the v2 cgroup of their task, every failure has the reason other, SYN retransmissions are not counted, server handshakes are unmeasured and belong to nobody, and events that the kernel hid are counted as lost since 6.7 only",
             fallback: &[],
+            events: None,
         },
     ],
     fallback: None,
+    events: Some(EventSource {
+        slow_ns: TCP_COUNTER_SLOW_NS as u16,
+        lost: TCP_COUNTER_EVENTS_LOST as u16,
+        detail: event_detail,
+    }),
     in_flight: &["tcp_started_slots", "tcp_started_hash"],
     deferred: None,
     histograms: ROLES.len() as u16,
@@ -181,6 +197,25 @@ fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
     .collect()
 }
 
+/// What follows the head of `struct tcp_slow_event`.
+fn event_detail(key: &SeriesKey, duration_ns: u64, record: Record) -> Option<EventDetail> {
+    let peer = offset_of!(tcp_slow_event, peer);
+    let address = match i32::from(record.u16(offset_of!(tcp_slow_event, family))?) {
+        libc::AF_INET => IpAddr::from(record.bytes::<4>(peer)?),
+        libc::AF_INET6 => IpAddr::from(record.bytes::<16>(peer)?).to_canonical(),
+        _ => return None,
+    };
+    let port = record.u16(offset_of!(tcp_slow_event, peer_port))?;
+    let durations_ns = match u32::from(key.kind) {
+        TCP_KIND_HANDSHAKE => vec![(HANDSHAKE, duration_ns)],
+        _ => Vec::new(),
+    };
+    Some(EventDetail {
+        durations_ns,
+        labels: vec![("peer", SocketAddr::new(address, port).to_string())],
+    })
+}
+
 fn other(histograms: u16, counters: u16) -> Vec<Sample> {
     let numbered = |names: &'static [&'static str]| (0u16..).zip(names.iter().copied());
     let counter = |offset: u32| counters + offset as u16;
@@ -210,7 +245,7 @@ fn other(histograms: u16, counters: u16) -> Vec<Sample> {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::SocketAddr, thread, time::Duration};
+    use std::{thread, time::Duration};
 
     use socket2::{Domain, Socket, Type};
 

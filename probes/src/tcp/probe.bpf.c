@@ -316,7 +316,6 @@ static __always_inline void tcp_send(const struct tcp_event *of, enum tcp_means 
 		event_name(&slow.event, (__u64)sk);
 	slow.family = KERNEL_READ(direct, sk, __sk_common.skc_family);
 	slow.peer_port = __builtin_bswap16(KERNEL_READ(direct, sk, __sk_common.skc_dport));
-	slow.local_port = KERNEL_READ(direct, sk, __sk_common.skc_num);
 	if (slow.family != AF_INET6) {
 		slow.peer[0] = KERNEL_READ(direct, sk, __sk_common.skc_daddr);
 	} else if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {

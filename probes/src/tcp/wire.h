@@ -52,6 +52,5 @@ struct tcp_slow_event {
 	/* AF_INET or AF_INET6. */
 	__u16 family;
 	__u16 peer_port;
-	__u16 local_port;
-	__u16 reserved;
+	__u32 reserved;
 };
