@@ -12,6 +12,7 @@ use probes::{
 };
 
 use crate::{
+    collect::Exemplars,
     config::{Config, HOOK_AUTO},
     enrich::cgroup::{Mount, mounts},
     privileges::{self, is_before},
@@ -68,6 +69,8 @@ pub(crate) enum AttachError {
 /// All that the agent finds out about its host, and what it put into the kernel.
 pub(crate) struct Attached {
     pub(crate) kernel: Kernel,
+    /// The slow events that the configuration asks for.
+    pub(crate) exemplars: Exemplars,
     /// Cgroups that come and go, or why the kernel does not tell.
     pub(crate) cgroup_events: Result<Events, Status>,
     /// Where to walk for cgroups.
@@ -153,6 +156,7 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
     if let Some(follower) = &gpu {
         follow_status(&mut kernel, follower);
     }
+    let exemplars = Exemplars::new(config, &mut kernel);
     probes::release_unused_memory();
     let io_controller_off = io_controller_off(io_hierarchy.ok(), &mounts);
     for status in kernel
@@ -192,6 +196,7 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
     }
     Ok(Attached {
         kernel,
+        exemplars,
         cgroup_events,
         mounts,
         gpu,

@@ -3,6 +3,7 @@
 //! A steady collection makes no syscall per series: it reads mapped memory, and walks the index
 //! only after the kernel side has inserted something.
 
+mod exemplars;
 mod gpu;
 
 use std::{
@@ -19,6 +20,7 @@ use probes::{
     gpu::{Gpu, GpuError},
 };
 
+pub(crate) use self::exemplars::{Exemplar, Exemplars};
 use self::gpu::{Clock, ProcessTotals, Renames};
 use crate::{
     config::Config,
@@ -198,6 +200,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) value: Cow<'a, Value>,
     /// A moment at which it was still nothing: when the agent last looked before it was there.
     pub(crate) begun: SystemTime,
+    /// Events that it has counted, of a histogram.
+    pub(crate) exemplars: Vec<&'a Exemplar>,
 }
 
 /// A series and its values.
@@ -344,6 +348,7 @@ pub(crate) struct Collector {
     cgroup_events_lost: u16,
     statuses: Arc<Mutex<Vec<Status>>>,
     gpu: Option<GpuProcesses>,
+    exemplars: Exemplars,
     /// Whether other labels are asked for than those that series have.
     relabels: bool,
 }
@@ -427,6 +432,7 @@ impl Collector {
     pub(crate) fn new(
         started: SystemTime,
         kernel: Kernel,
+        exemplars: Exemplars,
         gpu: Option<Arc<Gpu>>,
         names: Arc<Names>,
         sysfs: PathBuf,
@@ -466,6 +472,7 @@ impl Collector {
                     totals: ProcessTotals::default(),
                 })
             }),
+            exemplars,
             probes,
             series: BTreeMap::new(),
             resting: Vec::new(),
@@ -544,7 +551,10 @@ impl Collector {
             .filter(|name| config.probes.iter().all(|wanted| wanted != name))
             .collect();
         self.turn_off(&unwanted);
-        // Here is the place for what else there is to set of each probe.
+        let installed = self.probes.iter().map(|probe| &probe.installed);
+        let memory = &mut self.map_memory_bytes;
+        self.exemplars
+            .want(config, installed, &mut self.programs, memory);
         for Probe { installed, .. } in &mut self.probes {
             if publish(&self.statuses, &installed.status) {
                 log::verdict(&installed.status);
@@ -576,6 +586,10 @@ impl Collector {
         let gpu = self.collect_gpu(now, renamed, &mut outcome);
         self.collect_series(now, renamed, &mut outcome)?;
         gpu?;
+        let cells = &self.readings.cells;
+        self.exemplars.take_in(now, &self.probes, |probe, slow_ns| {
+            cells.send_events(&self.probes[probe].installed, slow_ns);
+        });
         self.relabels = false;
         if renamed {
             (self.names_version, self.renamed) = (version, now);
@@ -836,6 +850,9 @@ impl Collector {
             .iter()
             .filter_map(|(_, key)| self.series.remove_entry(key))
             .collect();
+        for (key, _) in &gone {
+            self.exemplars.forget(key);
+        }
         if !gone.is_empty() {
             self.bequeath(gone);
         }
@@ -927,6 +944,7 @@ impl Collector {
             if same {
                 kept.value.to_mut().add(&next.value);
                 kept.begun = kept.begun.min(next.begun);
+                kept.exemplars.append(&mut next.exemplars);
             }
             same
         });
@@ -936,15 +954,16 @@ impl Collector {
     fn shown_series(&self, probe: usize, metric: usize) -> Vec<Shown<'_>> {
         let of_probe = self
             .series
-            .values()
-            .filter(|tracked| tracked.probe == probe);
+            .iter()
+            .filter(|(_, tracked)| tracked.probe == probe);
         of_probe
-            .flat_map(|tracked| {
+            .flat_map(|(key, tracked)| {
                 let samples = tracked.samples.iter();
-                samples.map(move |(sample, value)| (tracked, sample, value))
+                samples.map(move |(sample, value)| (key, tracked, sample, value))
             })
-            .filter(|(_, sample, _)| sample.metric == metric)
-            .map(|(tracked, sample, value)| Shown {
+            .filter(|(_, _, sample, _)| sample.metric == metric)
+            .map(|(key, tracked, sample, value)| Shown {
+                exemplars: self.exemplars.of(key, metric),
                 labels: &tracked.labels,
                 own: sample.labels.clone(),
                 value: Cow::Borrowed(value),
@@ -1003,6 +1022,18 @@ impl Collector {
             .own_counters()
             .find(|(other, _)| *other == kind)
             .map(|(_, cell)| self.readings.cells.counter(cell))
+    }
+
+    /// How long an event of a probe takes that may become an exemplar, in nanoseconds, if one may.
+    pub(crate) fn exemplar_threshold_ns(&self, probe: usize) -> Option<u64> {
+        self.exemplars.threshold_ns(probe)
+    }
+
+    /// Events of a probe that would have become exemplars and found their ring full, if one may.
+    pub(crate) fn exemplars_lost(&self, probe: usize) -> Option<u64> {
+        self.exemplars.threshold_ns(probe)?;
+        let cell = self.probes[probe].installed.events_lost()?;
+        Some(self.readings.cells.counter(cell))
     }
 
     /// Cgroup events that found their ring full.

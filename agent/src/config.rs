@@ -67,6 +67,8 @@ pub(crate) struct ProbeOptions {
     pub(crate) name: &'static str,
     /// Hooks that `--<name>.hook` takes besides `auto`, best first.
     pub(crate) hooks: Vec<&'static str>,
+    /// Whether there is `--<name>.exemplars`.
+    pub(crate) tells_events: bool,
 }
 
 impl From<&probes::Probe> for ProbeOptions {
@@ -74,6 +76,7 @@ impl From<&probes::Probe> for ProbeOptions {
         Self {
             name: probe.name,
             hooks: probe.rungs.iter().map(|rung| rung.hook).collect(),
+            tells_events: probe.events.is_some(),
         }
     }
 }
@@ -83,6 +86,18 @@ pub(crate) const BAD_SETTING: u8 = 2;
 
 /// The hook setting that leaves the choice to the agent.
 pub(crate) const HOOK_AUTO: &str = "auto";
+
+/// Which events become exemplars.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Exemplars {
+    /// None.
+    #[default]
+    Off,
+    /// The slowest, a few each second.
+    Auto,
+    /// Those that take so long at least.
+    Slow(Duration),
+}
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,6 +130,8 @@ pub(crate) struct Config {
     pub(crate) probes: Vec<String>,
     /// Hook of every known probe by the probe's name; [`HOOK_AUTO`] or one that the probe offers.
     pub(crate) hooks: BTreeMap<String, String>,
+    /// Which events become exemplars, of the probes that can tell.
+    pub(crate) exemplars: BTreeMap<String, Exemplars>,
     /// Type information of a kernel that has none of its own.
     pub(crate) btf: Option<PathBuf>,
     /// Histogram cells in the kernel.
@@ -483,6 +500,21 @@ fn definition(probes: &[ProbeOptions]) -> clap::Command {
                 .value_parser(PossibleValuesParser::new(hooks))
                 .help_heading("Probes"),
         );
+        if probe.tells_events {
+            let exemplars = exemplars_key(probe.name);
+            command = command.arg(
+                Arg::new(exemplars.clone())
+                    .long(exemplars)
+                    .value_name("off|auto|DURATION")
+                    .help(format!(
+                        "Show who and what is behind slow events of the {} probe: the slowest, two a second (auto), or those that take so long",
+                        probe.name
+                    ))
+                    .default_value("off")
+                    .value_parser(parse_exemplars)
+                    .help_heading("Probes"),
+            );
+        }
     }
     command.mut_args(|arg| {
         let variable = env_name(arg.get_long().unwrap_or_default());
@@ -495,6 +527,10 @@ fn definition(probes: &[ProbeOptions]) -> clap::Command {
 
 fn hook_key(probe: &str) -> String {
     format!("{probe}.hook")
+}
+
+fn exemplars_key(probe: &str) -> String {
+    format!("{probe}.exemplars")
 }
 
 fn env_name(key: &str) -> String {
@@ -628,6 +664,11 @@ fn config(
         let hook = matches.get_one::<String>(&hook_key(probe.name))?;
         Some((probe.name.to_owned(), hook.clone()))
     });
+    let exemplars = probes.iter().filter(|probe| probe.tells_events);
+    let exemplars = exemplars.filter_map(|probe| {
+        let which = matches.get_one::<Exemplars>(&exemplars_key(probe.name))?;
+        Some((probe.name.to_owned(), *which))
+    });
     Ok(Config {
         listen: flags.listen,
         telemetry_path: flags.telemetry_path,
@@ -638,6 +679,7 @@ fn config(
         log_format: flags.log_format,
         probes: flags.probes.0,
         hooks: hooks.collect(),
+        exemplars: exemplars.collect(),
         btf: flags.btf,
         series_max: flags.series_max,
         series_retention: flags.series_retention,
@@ -793,6 +835,24 @@ fn parse_otlp_interval(value: &str) -> Result<Duration, &'static str> {
     parse_duration(value)
         .filter(|interval| *interval >= OTLP_INTERVAL_MIN)
         .ok_or("allowed: a whole number with its unit, such as 10s, 1m or 1h, from 100ms to 24h")
+}
+
+fn parse_exemplars(value: &str) -> Result<Exemplars, &'static str> {
+    let micros = |digits: &str| {
+        let us = digits.parse::<u32>().ok()?;
+        Some(Duration::from_micros(us.into()))
+    };
+    let slow = match value {
+        "off" => return Ok(Exemplars::Off),
+        "auto" => return Ok(Exemplars::Auto),
+        _ => match value.strip_suffix("us") {
+            Some(digits) => micros(digits),
+            None => parse_duration(value),
+        },
+    };
+    slow.filter(|slow| !slow.is_zero())
+        .map(Exemplars::Slow)
+        .ok_or("off, auto, or a number above 0 and its unit, us, ms, s or m, such as 10ms")
 }
 
 fn parse_duration(value: &str) -> Option<Duration> {
@@ -1164,10 +1224,12 @@ mod tests {
             ProbeOptions {
                 name: "tcp",
                 hooks: vec!["tp_btf"],
+                tells_events: true,
             },
             ProbeOptions {
                 name: "disk",
                 hooks: vec!["tp_btf", "raw_tp"],
+                tells_events: true,
             },
         ]
     });
@@ -1253,6 +1315,11 @@ mod tests {
                 ("disk".into(), "auto".into()),
             ]
             .into(),
+            exemplars: [
+                ("tcp".into(), Exemplars::Off),
+                ("disk".into(), Exemplars::Off),
+            ]
+            .into(),
             btf: None,
             series_max: 256,
             series_retention: Duration::from_secs(120),
@@ -1287,6 +1354,11 @@ mod tests {
             hooks: [
                 ("tcp".into(), "tp_btf".into()),
                 ("disk".into(), "raw_tp".into()),
+            ]
+            .into(),
+            exemplars: [
+                ("tcp".into(), Exemplars::Auto),
+                ("disk".into(), Exemplars::Slow(Duration::from_micros(250))),
             ]
             .into(),
             btf: Some("/btf".into()),
@@ -1349,7 +1421,7 @@ mod tests {
     #[test]
     fn every_setting_can_be_a_flag() {
         let flags = "--web.listen-address :1234 --web.telemetry-path /m --web.config.file /web.yml --web.enable-lifecycle --log.level trace --log.format json \
-             --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --btf /btf --series.max 512 --series.retention 90s \
+             --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --tcp.exemplars auto --disk.exemplars 250us --btf /btf --series.max 512 --series.retention 90s \
              --metrics.buckets-per-octave 4 --metrics.classic-histograms=false --metrics.created --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys \
              --path.rootfs /host --aggregate-by workload --kubernetes.node node-1.example \
              --kubernetes.kubeconfig /kubeconfig --kubernetes.pod-labels app,example.org/the-team \
@@ -1411,7 +1483,7 @@ mod tests {
     #[test]
     fn every_setting_can_be_a_key_flat_or_nested() {
         let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nweb.config.file: /web.yml\nweb.enable-lifecycle: true\nlog.level: trace\nlog.format: json\n\
-             probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
+             probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\ntcp.exemplars: auto\ndisk.exemplars: 250us\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
              metrics.buckets-per-octave: 4\nmetrics.classic-histograms: false\nmetrics.created: true\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
              path.rootfs: /host\naggregate-by: workload\nkubernetes.node: node-1.example\n\
              kubernetes.kubeconfig: /kubeconfig\nkubernetes.pod-labels: app,example.org/the-team\n\
@@ -1419,7 +1491,7 @@ mod tests {
              otlp.ca-file: /ca\n";
         assert_eq!(from_file(flat), all_set());
         let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\n  config: {file: /web.yml}\n  enable-lifecycle: true\nlog: {level: trace, format: json}\n\
-             probes:\n- disk\ntcp:\n  hook: tp_btf\ndisk: {hook: raw_tp}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
+             probes:\n- disk\ntcp:\n  hook: tp_btf\n  exemplars: auto\ndisk: {hook: raw_tp, exemplars: 250us}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
              metrics: {buckets-per-octave: 4, classic-histograms: false, created: true}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
              path.sysfs: /host/sys\npath.rootfs: /host\naggregate-by: workload\nkubernetes:\n  node: node-1.example\n  \
              kubeconfig: /kubeconfig\n  pod-labels: [app, example.org/the-team]\n\
@@ -1844,6 +1916,7 @@ mod tests {
         let gpu = [ProbeOptions {
             name: "gpu",
             hooks: vec!["uprobe"],
+            tells_events: false,
         }];
         let args = ["sentry", "--gpu.hook=uprobe"].map(OsString::from);
         let command = load_with(args, [], &gpu, no_file).unwrap();
@@ -2132,10 +2205,10 @@ mod tests {
             ),
             (
                 "colour: red",
-                ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
+                ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.exemplars, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
                  metrics.buckets-per-octave, metrics.classic-histograms, metrics.created, otlp.ca-file, otlp.endpoint, otlp.headers, \
                  otlp.interval, otlp.protocol, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
-                 tcp.hook, web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
+                 tcp.exemplars, tcp.hook, web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
             ),
             (
                 "web.listenaddress:",

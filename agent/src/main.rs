@@ -145,6 +145,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     // kernel -> mapped cells
     let attach::Attached {
         kernel,
+        exemplars,
         cgroup_events,
         mounts,
         gpu: follower,
@@ -180,6 +181,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     let collector = Arc::new(Mutex::new(Collector::new(
         started_at,
         kernel,
+        exemplars,
         gpu,
         Arc::clone(&names),
         config.sysfs.clone(),

@@ -62,6 +62,9 @@ const SETTINGS: &[Setting] = &[
     at_once("aggregate-by", |a, b| a.aggregate != b.aggregate),
     restart("bpf.stats", |a, b| a.bpf_stats != b.bpf_stats),
     restart("btf", |a, b| a.btf != b.btf),
+    at_once("disk.exemplars", |a, b| {
+        a.exemplars.get("disk") != b.exemplars.get("disk")
+    }),
     restart("disk.hook", |a, b| {
         a.hooks.get("disk") != b.hooks.get("disk")
     }),
@@ -108,6 +111,9 @@ const SETTINGS: &[Setting] = &[
     restart("series.max", |a, b| a.series_max != b.series_max),
     at_once("series.retention", |a, b| {
         a.series_retention != b.series_retention
+    }),
+    at_once("tcp.exemplars", |a, b| {
+        a.exemplars.get("tcp") != b.exemplars.get("tcp")
     }),
     restart("tcp.hook", |a, b| a.hooks.get("tcp") != b.hooks.get("tcp")),
     // What the file says is read anew each time.
@@ -317,6 +323,7 @@ mod tests {
         ("aggregate-by", "container", "pod"),
         ("bpf.stats", "false", "true"),
         ("btf", "/a", "/b"),
+        ("disk.exemplars", "off", "auto"),
         ("disk.hook", "auto", "raw_tp"),
         ("gpu.hook", "auto", "uprobe"),
         ("kubernetes.kubeconfig", "/a", "/b"),
@@ -338,6 +345,7 @@ mod tests {
         ("probes", "tcp,disk", "tcp"),
         ("series.max", "256", "512"),
         ("series.retention", "2m", "3m"),
+        ("tcp.exemplars", "10ms", "20ms"),
         ("tcp.hook", "auto", "kprobe"),
         ("web.config.file", "/a", "/b"),
         ("web.enable-lifecycle", "false", "true"),

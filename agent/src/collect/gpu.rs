@@ -298,6 +298,7 @@ impl ProcessTotals {
             .map(|(key, total)| {
                 let own = key.own.iter().map(|(label, value)| (*label, &**value));
                 Shown {
+                    exemplars: Vec::new(),
                     labels: &total.labels,
                     own: own.collect(),
                     value: Cow::Borrowed(&total.value),

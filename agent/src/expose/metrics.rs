@@ -18,7 +18,7 @@ use super::{
     text::{self, Dialect},
 };
 use crate::{
-    collect::{Collector, Labels, Occasion, Shown, Value, lock},
+    collect::{Collector, Exemplar, Labels, Occasion, Shown, Value, lock},
     config::{Config, PodLabel},
     enrich::names::Owner,
     reload,
@@ -227,6 +227,7 @@ impl Source {
                         own: sample.labels.clone(),
                         value: Cow::Borrowed(value),
                         begun: collector.started(),
+                        exemplars: Vec::new(),
                     });
                 let mut part = Part {
                     metric,
@@ -248,6 +249,7 @@ impl Source {
                         own: own.map(|(name, value)| (name, value.to_owned())).collect(),
                         value: shown.value.into_owned(),
                         begun: shown.begun,
+                        exemplars: shown.exemplars.into_iter().cloned().collect(),
                     });
                 }
                 parts.push(part);
@@ -264,6 +266,7 @@ pub(super) struct Copied {
     own: Vec<(&'static str, String)>,
     value: Value,
     begun: SystemTime,
+    exemplars: Vec<Exemplar>,
 }
 
 impl Copied {
@@ -280,6 +283,7 @@ impl Copied {
             Value::Histogram(totals) => model::Value::Histogram(model::Histogram {
                 sum_seconds: seconds(totals.sum_ns),
                 buckets: &totals.buckets,
+                exemplars: &self.exemplars,
             }),
         };
         Sample {
@@ -383,6 +387,7 @@ mod tests {
                 own: vec![("own", "x".to_owned())],
                 value,
                 begun: SystemTime::now(),
+                exemplars: Vec::new(),
             };
             encoder.sample(&mut text, &family, &copied.sample(&shape));
         }

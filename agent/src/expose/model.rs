@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use crate::collect::Exemplar;
 use probes::{BUCKETS, BUCKETS_PER_OCTAVE, MetricKind};
 
 /// All samples of a name.
@@ -93,12 +94,22 @@ pub(crate) struct Histogram<'a> {
     pub(crate) sum_seconds: f64,
     /// Events in each bucket of [`probes::bucket_edge_seconds`].
     pub(crate) buckets: &'a [u64; BUCKETS],
+    /// Events that are in them, at most one in each.
+    pub(crate) exemplars: &'a [Exemplar],
 }
 
 impl Histogram<'_> {
     /// Events in all buckets.
     pub(crate) fn count(&self) -> u64 {
         self.buckets.iter().sum()
+    }
+
+    /// The newest exemplar of those above one bucket, up to and with another.
+    pub(crate) fn exemplar(&self, above: Option<usize>, bucket: usize) -> Option<&Exemplar> {
+        let within = self.exemplars.iter().filter(|exemplar| {
+            exemplar.bucket <= bucket && above.is_none_or(|above| exemplar.bucket > above)
+        });
+        within.max_by_key(|exemplar| exemplar.time)
     }
 
     /// The events up to and with each bucket whose edge is among the classic ones.
@@ -148,6 +159,7 @@ mod tests {
         let histogram = Histogram {
             sum_seconds: 0.0,
             buckets: &buckets,
+            exemplars: &[],
         };
         for (per_octave, edges) in [(1, 24), (2, 46), (4, 90)] {
             let shown: Vec<_> = histogram.cumulative(per_octave).collect();

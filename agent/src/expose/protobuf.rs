@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use probes::{BUCKETS, bucket_edge_seconds};
 use prost::Message;
 
-use super::model::{Family, Histogram, Kind, Sample, Value};
+use super::model::{Family, Histogram, Kind, Sample, Value, seconds};
+use crate::collect::Exemplar;
 use message::{
     Bucket, BucketSpan, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType, Timestamp,
 };
@@ -76,15 +77,26 @@ impl Encoder {
 
     fn histogram(self, histogram: &Histogram) -> message::Histogram {
         let (positive_span, positive_delta) = native(histogram.buckets);
+        // In the order of time, in which Prometheus takes them.
+        let mut exemplars: Vec<&Exemplar> = histogram.exemplars.iter().collect();
+        exemplars.sort_by_key(|exemplar| exemplar.time);
+        let exemplars = exemplars.into_iter().map(Into::into).collect();
         let classic = self.classic_buckets_per_octave.map(|per_octave| {
             let counts = histogram.cumulative(per_octave);
-            // The one above all edges is what the number of samples says.
-            let below = counts.take_while(|(bucket, _)| *bucket != BUCKETS - 1);
-            let buckets = below.map(|(bucket, count)| Bucket {
-                cumulative_count: Some(count),
-                upper_bound: Some(bucket_edge_seconds(bucket)),
+            let mut above = None;
+            let buckets = counts.map(|(bucket, count)| {
+                let exemplar = histogram.exemplar(above.replace(bucket), bucket);
+                let shown = Bucket {
+                    cumulative_count: Some(count),
+                    upper_bound: Some(bucket_edge_seconds(bucket)),
+                    exemplar: exemplar.map(Into::into),
+                };
+                (bucket, shown)
             });
-            buckets.collect()
+            // The one above all edges is what the number of samples says, unless there is more to say.
+            let buckets = buckets
+                .filter(|(bucket, shown)| *bucket != BUCKETS - 1 || shown.exemplar.is_some());
+            buckets.map(|(_, shown)| shown).collect()
         });
         message::Histogram {
             sample_count: Some(histogram.count()),
@@ -96,6 +108,7 @@ impl Encoder {
             positive_span,
             positive_delta,
             created_timestamp: None,
+            exemplars,
         }
     }
 }
@@ -189,6 +202,19 @@ impl From<&(&str, &str)> for LabelPair {
         Self {
             name: Some((*name).to_owned()),
             value: Some((*value).to_owned()),
+        }
+    }
+}
+
+impl From<&Exemplar> for message::Exemplar {
+    fn from(exemplar: &Exemplar) -> Self {
+        let labels = exemplar.labels.iter();
+        Self {
+            label: labels
+                .map(|(name, value)| LabelPair::from(&(*name, value.as_str())))
+                .collect(),
+            value: Some(seconds(exemplar.duration_ns)),
+            timestamp: Some(exemplar.time.into()),
         }
     }
 }
@@ -287,14 +313,28 @@ mod message {
         pub(super) positive_delta: Vec<i64>,
         #[prost(message, optional, tag = "15")]
         pub(super) created_timestamp: Option<Timestamp>,
+        #[prost(message, repeated, tag = "16")]
+        pub(super) exemplars: Vec<Exemplar>,
     }
 
-    #[derive(Clone, Copy, PartialEq, Message)]
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Exemplar {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) label: Vec<LabelPair>,
+        #[prost(double, optional, tag = "2")]
+        pub(super) value: Option<f64>,
+        #[prost(message, optional, tag = "3")]
+        pub(super) timestamp: Option<Timestamp>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
     pub(super) struct Bucket {
         #[prost(uint64, optional, tag = "1")]
         pub(super) cumulative_count: Option<u64>,
         #[prost(double, optional, tag = "2")]
         pub(super) upper_bound: Option<f64>,
+        #[prost(message, optional, tag = "3")]
+        pub(super) exemplar: Option<Exemplar>,
     }
 
     #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -402,6 +442,7 @@ mod tests {
         let value = Value::Histogram(Histogram {
             sum_seconds: 3.0,
             buckets: &buckets,
+            exemplars: &[],
         });
         let histogram = [
             &[0x08, 3][..],                        // sample_count
@@ -543,6 +584,7 @@ mod tests {
             let value = Value::Histogram(Histogram {
                 sum_seconds: 1.0,
                 buckets: &buckets,
+                exemplars: &[],
             });
             let found = decoded(&encoded(ALL, WAIT, &[sample(&[], value)]));
             let found = found.metric[0].histogram.clone().unwrap();
@@ -562,7 +604,7 @@ mod tests {
             assert_eq!(native.cast_unsigned() + found.zero_count(), total);
             // The classic buckets beside them.
             assert_eq!(found.bucket.len(), 23);
-            let (first, last) = (found.bucket[0], found.bucket[22]);
+            let (first, last) = (&found.bucket[0], &found.bucket[22]);
             assert_eq!(first.upper_bound().to_bits(), 2f64.powi(-18).to_bits());
             assert_eq!(first.cumulative_count(), buckets[0]);
             assert_eq!(last.upper_bound().to_bits(), 16f64.to_bits());
@@ -576,6 +618,7 @@ mod tests {
         let value = Value::Histogram(Histogram {
             sum_seconds: 1.0,
             buckets: &buckets,
+            exemplars: &[],
         });
         let mut sample = sample(&[], value);
         sample.created = Some(UNIX_EPOCH + Duration::from_millis(1500));
@@ -599,6 +642,7 @@ mod tests {
             Value::Histogram(Histogram {
                 sum_seconds: 1.0,
                 buckets: &buckets,
+                exemplars: &[],
             })
         };
         let huge = "x".repeat(3 * PIECE_BYTES);

@@ -205,6 +205,35 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         read: |reading| one(reading.collector.evicted()),
     },
     SelfMetric {
+        name: "sentry_exemplar_threshold_seconds",
+        help: "Duration from which on an event may become an exemplar",
+        source: "the agent: --tcp.exemplars, --disk.exemplars",
+        kind: Kind::Gauge,
+        labels: &["probe"],
+        read: |reading| {
+            let threshold = |probe| reading.collector.exemplar_threshold_ns(probe);
+            let shown = reading.by_probe(threshold).into_iter();
+            let in_seconds = |value| match value {
+                Value::Whole(ns) => Value::Real(seconds(ns)),
+                other => other,
+            };
+            shown
+                .map(|(labels, value)| (labels, in_seconds(value)))
+                .collect()
+        },
+    },
+    SelfMetric {
+        name: "sentry_exemplars_lost_total",
+        help: "Events that would have become exemplars and found their ring full",
+        source: "bpf_ringbuf_output of the probe's programs",
+        kind: Kind::Counter,
+        labels: &["probe"],
+        read: |reading| {
+            let lost = |probe| reading.collector.exemplars_lost(probe);
+            reading.by_probe(lost)
+        },
+    },
+    SelfMetric {
         name: "sentry_events_lost_total",
         help: "Events that no program saw, for it was running on their CPU already, or that found their ring full",
         source: "bpf_prog.stats.misses of the probe's programs (recursion_misses in their fdinfo); cgroup: also bpf_ringbuf_reserve that found cgroup_events full",

@@ -7,7 +7,8 @@ use std::{
 
 use probes::bucket_edge_seconds;
 
-use super::model::{Family, Histogram, Kind, Sample, Value, classic_buckets};
+use super::model::{Family, Histogram, Kind, Sample, Value, classic_buckets, seconds};
+use crate::collect::Exemplar;
 
 /// The end of an exposition in `OpenMetrics`.
 pub(crate) const END: &str = "# EOF\n";
@@ -102,11 +103,18 @@ impl Encoder {
         write_whole(text, histogram.count());
         text.push('\n');
         let counts = histogram.cumulative(self.buckets_per_octave);
-        for (edge, (_, count)) in self.edges.iter().zip(counts) {
+        let mut above = None;
+        for (edge, (bucket, count)) in self.edges.iter().zip(counts) {
             let separator = if labels.0.is_empty() { "" } else { "," };
             text.extend([family.name, "_bucket{", &labels.0, separator]);
             text.extend(["le=\"", edge, "\"} "]);
             write_whole(text, count);
+            if self.dialect == Dialect::OpenMetrics
+                && let Some(exemplar) = histogram.exemplar(above, bucket)
+            {
+                write_exemplar(text, exemplar);
+            }
+            above = Some(bucket);
             text.push('\n');
         }
     }
@@ -135,6 +143,17 @@ impl Labels {
         }
         text.push(' ');
     }
+}
+
+fn write_exemplar(text: &mut String, exemplar: &Exemplar) {
+    let labels = exemplar.labels.iter();
+    let labels: Vec<(&str, &str)> = labels
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    text.extend([" # {", &Labels::new(&labels).0, "} "]);
+    write_real(text, seconds(exemplar.duration_ns));
+    text.push(' ');
+    write_time(text, exemplar.time);
 }
 
 fn write_escaped(text: &mut String, value: &str, quotes: bool) {
@@ -281,6 +300,7 @@ a_seconds_created{x="q\"\\\n{},=",шум=" # {日本}"} 1700000000.025
         let histogram = Value::Histogram(Histogram {
             sum_seconds: 65.25,
             buckets: &buckets,
+            exemplars: &[],
         });
         let octaves: Vec<String> = (-18..=4)
             .map(|exponent| {

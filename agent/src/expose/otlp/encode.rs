@@ -321,6 +321,7 @@ mod tests {
         let value = Value::Histogram(Histogram {
             sum_seconds: 3.0,
             buckets: &buckets,
+            exemplars: &[],
         });
         let labels = [("cgroup", "/a"), ("pod", ""), ("operation", "read")];
         let mut sample = sample(&labels, value);
@@ -389,6 +390,7 @@ mod tests {
             let point = histogram_point(&Histogram {
                 sum_seconds: 0.0,
                 buckets: &buckets,
+                exemplars: &[],
             });
             let positive = point.positive.unwrap();
             assert_eq!(positive.bucket_counts, [1]);
@@ -404,6 +406,7 @@ mod tests {
         // The zero bucket ends where the first one begins.
         assert_eq!((index(1), index(BUCKETS - 1)), (-72, 16));
         let point = histogram_point(&Histogram {
+            exemplars: &[],
             sum_seconds: 0.0,
             buckets: &std::array::from_fn(|bucket| bucket as u64 + 1),
         });
@@ -413,6 +416,7 @@ mod tests {
         let sum: u64 = positive.bucket_counts.iter().sum();
         assert_eq!((point.zero_count, point.count), (1, sum + 1));
         let none = histogram_point(&Histogram {
+            exemplars: &[],
             sum_seconds: 0.0,
             buckets: &[0; BUCKETS],
         });
@@ -534,6 +538,7 @@ mod tests {
         let value = Value::Histogram(Histogram {
             sum_seconds: 1.0,
             buckets: &buckets,
+            exemplars: &[],
         });
         let mut sent = Vec::new();
         for number in 0..1200 {

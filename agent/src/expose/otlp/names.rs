@@ -119,6 +119,8 @@ pub(super) const NAMES: &[Name] = &[
     name("sentry_series", "sentry.series", "{series}", PROBE),
     name("sentry_series_limit", "sentry.series.limit", "{series}", PROBE),
     name("sentry_series_overflow_total", "sentry.series.overflow", "{event}", PROBE),
+    name("sentry_exemplar_threshold_seconds", "sentry.exemplar.threshold", "s", PROBE),
+    name("sentry_exemplars_lost_total", "sentry.exemplars.lost", "{event}", PROBE),
     name("sentry_series_evicted_total", "sentry.series.evicted", "{series}", NONE),
     name("sentry_events_lost_total", "sentry.events.lost", "{event}", PROBE),
     name("sentry_connections_untracked_total", "sentry.connections.untracked", "{connect}", PROBE),

@@ -1,0 +1,246 @@
+//! Exemplars: who and what is behind the slow events that the buckets count.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use probes::{BUCKETS, Event, Events, Installed, Kernel, Programs, SeriesKey, bucket_edge_seconds};
+
+use super::{Probe, Totals, Value};
+use crate::config::{self, Config};
+
+/// Exemplars in memory at most; the oldest goes. One takes some 250 bytes.
+const MAX: usize = 1024;
+
+/// The characters that names and values of an exemplar's labels may have together, by `OpenMetrics`.
+const MAX_CHARACTERS: usize = 128;
+
+/// Events of a probe for which the threshold is chosen: what comes in the ten seconds between two collections fits a
+/// CPU's ring.
+const EVENTS_PER_SECOND: f64 = 2.0;
+
+/// How often a threshold is chosen at most.
+const CHOICE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An event behind a bucket.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Exemplar {
+    /// The kernel's bucket that its duration is in.
+    pub(crate) bucket: usize,
+    /// Names and values.
+    pub(crate) labels: Vec<(&'static str, String)>,
+    pub(crate) duration_ns: u64,
+    pub(crate) time: SystemTime,
+}
+
+/// The threshold of a probe, and how it is found.
+#[derive(Debug, Default)]
+struct Slow {
+    which: config::Exemplars,
+    /// What is in force, in nanoseconds; 0 is none.
+    threshold_ns: u64,
+    /// Of the choice that was made last.
+    counted: Totals,
+    chosen: Option<Instant>,
+}
+
+/// All of them, and where they come from.
+#[derive(Debug)]
+pub(crate) struct Exemplars {
+    events: Option<Events>,
+    /// In the order of the probes.
+    slow: Vec<Slow>,
+    /// By series, metric and bucket.
+    latest: BTreeMap<(SeriesKey, usize, usize), Exemplar>,
+}
+
+impl Exemplars {
+    /// Those that the configuration asks for, of probes that were just attached: their programs may need more of their
+    /// own, for which there may be no privileges later.
+    pub(crate) fn new(config: &Config, kernel: &mut Kernel) -> Self {
+        let mut exemplars = Self {
+            events: None,
+            slow: kernel.probes.iter().map(|_| Slow::default()).collect(),
+            latest: BTreeMap::new(),
+        };
+        exemplars.want(
+            config,
+            kernel.probes.iter(),
+            &mut kernel.programs,
+            &mut kernel.map_memory_bytes,
+        );
+        exemplars
+    }
+
+    /// Goes on by a new configuration. What a probe cannot do for it is in the log: its numbers are there all the same.
+    pub(super) fn want<'a>(
+        &mut self,
+        config: &Config,
+        probes: impl Iterator<Item = &'a Installed>,
+        programs: &mut Programs,
+        memory: &mut Vec<(String, u64)>,
+    ) {
+        for (installed, slow) in probes.zip(&mut self.slow) {
+            let name = installed.probe.name;
+            let mut which = config.exemplars.get(name).copied().unwrap_or_default();
+            if which != config::Exemplars::Off && installed.is_on() {
+                let outcome = if installed.tells_events() {
+                    open(&mut self.events, installed, programs, memory)
+                } else {
+                    which = config::Exemplars::Off;
+                    let hook = installed.rung.hook;
+                    Err(format!("the hook {hook} tells too little"))
+                };
+                if let Err(why) = outcome {
+                    tracing::warn!(probe = name, "exemplars are not complete: {why}");
+                }
+            }
+            if slow.which != which {
+                *slow = Slow {
+                    which,
+                    threshold_ns: slow.threshold_ns,
+                    ..Slow::default()
+                };
+            }
+        }
+    }
+
+    /// The threshold of a probe in nanoseconds, if there is one.
+    pub(crate) fn threshold_ns(&self, probe: usize) -> Option<u64> {
+        let threshold = self.slow[probe].threshold_ns;
+        (threshold > 0).then_some(threshold)
+    }
+
+    /// Takes in what has come, and chooses the thresholds anew, of which those are handed over that are others now.
+    pub(super) fn take_in(
+        &mut self,
+        now: Instant,
+        probes: &[Probe],
+        mut set: impl FnMut(usize, u64),
+    ) {
+        let Some(events) = &mut self.events else {
+            return;
+        };
+        let latest = &mut self.latest;
+        events.take(|event| keep(latest, event));
+        for (place, (slow, probe)) in self.slow.iter_mut().zip(probes).enumerate() {
+            let counted = probe.sums.iter().find_map(|sum| match sum {
+                Value::Histogram(totals) => Some(&**totals),
+                _ => None,
+            });
+            if let Some(threshold_ns) = slow.choice(now, counted)
+                && threshold_ns != slow.threshold_ns
+            {
+                slow.threshold_ns = threshold_ns;
+                set(place, threshold_ns);
+            }
+        }
+    }
+
+    /// What is known of a series' metric, by bucket.
+    pub(super) fn of(&self, key: &SeriesKey, metric: usize) -> Vec<&Exemplar> {
+        let all = (*key, metric, 0)..(*key, metric, BUCKETS);
+        self.latest
+            .range(all)
+            .map(|(_, exemplar)| exemplar)
+            .collect()
+    }
+
+    /// Forgets those of a series that is gone.
+    pub(super) fn forget(&mut self, key: &SeriesKey) {
+        if !self.latest.is_empty() {
+            self.latest.retain(|(of, ..), _| of != key);
+        }
+    }
+}
+
+/// Makes all that the events of a probe need, as far as it is not there.
+fn open(
+    events: &mut Option<Events>,
+    installed: &Installed,
+    programs: &mut Programs,
+    memory: &mut Vec<(String, u64)>,
+) -> Result<(), String> {
+    if events.is_none() {
+        let (rings, bytes) = programs.open_events().map_err(|refusal| refusal.detail)?;
+        *events = Some(rings);
+        memory.extend(bytes);
+    }
+    let attached = programs.attach_origins(installed);
+    attached.map_err(|refusal| format!("no processes: {}", refusal.detail))
+}
+
+impl Slow {
+    /// The threshold that is to be in force, if it is time to choose one.
+    fn choice(&mut self, now: Instant, counted: Option<&Totals>) -> Option<u64> {
+        match self.which {
+            config::Exemplars::Off => Some(0),
+            config::Exemplars::Slow(slow) => {
+                Some(u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX))
+            }
+            config::Exemplars::Auto => {
+                let counted = counted?;
+                let since = self.chosen.map(|chosen| now.duration_since(chosen));
+                if since.is_some_and(|since| since < CHOICE_INTERVAL) {
+                    return None;
+                }
+                let new = counted.since(&self.counted);
+                self.counted = counted.clone();
+                self.chosen = Some(now);
+                // Of the first interval nobody knows how long it was.
+                Some(threshold_ns(&new, since.unwrap_or(CHOICE_INTERVAL)))
+            }
+        }
+    }
+}
+
+/// The shortest duration above which there were no more events than wanted.
+fn threshold_ns(counted: &Totals, interval: Duration) -> u64 {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // small and positive
+    let mut room = (EVENTS_PER_SECOND * interval.as_secs_f64()) as u64;
+    for (bucket, events) in counted.buckets.iter().enumerate().rev() {
+        if *events > room {
+            return edge_ns(bucket.min(BUCKETS - 2)) + 1;
+        }
+        room -= events;
+    }
+    1
+}
+
+fn edge_ns(bucket: usize) -> u64 {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 16 s at most
+    let ns = (bucket_edge_seconds(bucket) * 1e9) as u64;
+    ns
+}
+
+fn keep(latest: &mut BTreeMap<(SeriesKey, usize, usize), Exemplar>, event: Event) {
+    let mut labels = Vec::new();
+    if let Some((pid, comm)) = event.process {
+        labels.extend([("pid", pid.to_string()), ("comm", comm)]);
+    }
+    labels.extend(event.detail.labels);
+    let characters = |(name, value): &(&str, String)| name.len() + value.chars().count();
+    if labels.iter().map(characters).sum::<usize>() > MAX_CHARACTERS {
+        return;
+    }
+    for (metric, duration_ns) in event.detail.durations_ns {
+        let bucket = (0..BUCKETS - 1)
+            .find(|bucket| duration_ns <= edge_ns(*bucket))
+            .unwrap_or(BUCKETS - 1);
+        let exemplar = Exemplar {
+            bucket,
+            labels: labels.clone(),
+            duration_ns,
+            time: event.ended,
+        };
+        latest.insert((event.key, metric, bucket), exemplar);
+    }
+    while latest.len() > MAX {
+        let oldest = latest.iter().min_by_key(|(_, exemplar)| exemplar.time);
+        let Some(key) = oldest.map(|(key, _)| *key) else {
+            return;
+        };
+        latest.remove(&key);
+    }
+}
