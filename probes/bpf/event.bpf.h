@@ -24,8 +24,9 @@ struct {
 struct event_origins {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__type(value, struct event_origin);
+	/* By size: clang leaves a type that only stands here undefined. */
+	__uint(key_size, sizeof(__u64));
+	__uint(value_size, sizeof(struct event_origin));
 };
 
 /* The slot is empty, and costs nothing, until somebody asks for events. */
