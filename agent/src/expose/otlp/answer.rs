@@ -4,13 +4,18 @@
 use std::{
     collections::hash_map::RandomState,
     hash::BuildHasher,
+    io::Read,
     time::{Duration, SystemTime},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use flate2::read::GzDecoder;
 use prost::Message;
 
 use super::message::{ExportMetricsServiceResponse, RetryInfo, Span, Status};
+
+/// What an answer's body may take, compressed and not.
+pub(super) const ANSWER_BYTES: usize = 256 * 1024;
 
 /// Characters of a receiver's words that are shown.
 const DETAIL_CHARACTERS: usize = 300;
@@ -28,6 +33,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 60);
 pub(super) enum Verdict {
     /// The receiver has it, but for the data points that it rejected.
     Delivered { rejected: u64, message: String },
+    /// The receiver says that it has it, but not in words that can be read, so it may have rejected some.
+    Unread(String),
     /// It may go better another time, after as long as the receiver says.
     Retry {
         after: Option<Duration>,
@@ -63,12 +70,14 @@ pub(super) fn of_http(
     }
 }
 
-/// An answer by gRPC: the status of HTTP, that of gRPC with its words and details, and the message with its frame.
+/// An answer by gRPC: the status of HTTP, that of gRPC with its words and details, how the message is compressed if it
+/// is, and the message with its frame.
 pub(super) fn of_grpc(
     http: u16,
     status: Option<&str>,
     message: &str,
     details: Option<&str>,
+    encoding: Option<&str>,
     body: &[u8],
 ) -> Verdict {
     let Some(status) = status.and_then(|status| status.parse::<u8>().ok()) else {
@@ -80,8 +89,10 @@ pub(super) fn of_grpc(
         };
     };
     if status == 0 {
-        // Without its frame: whether it is compressed, and its length.
-        return delivered(body.get(5..).unwrap_or_default());
+        return match framed(encoding, body) {
+            Ok(message) => delivered(&message),
+            Err(why) => Verdict::Unread(why),
+        };
     }
     let name = STATUS.get(usize::from(status)).unwrap_or(&"unknown");
     let why = match shown(&unescaped(message)) {
@@ -97,6 +108,8 @@ pub(super) fn of_grpc(
         _ => Verdict::Refused(why),
     }
 }
+
+const TOO_LONG: &str = "the rest of it is too long to be read";
 
 /// By the numbers of gRPC's statuses.
 const STATUS: [&str; 17] = [
@@ -118,6 +131,37 @@ const STATUS: [&str; 17] = [
     "data loss",
     "unauthenticated",
 ];
+
+/// The message in gRPC's frame: whether it is compressed, and its length. Some receivers answer without any.
+fn framed(encoding: Option<&str>, body: &[u8]) -> Result<Vec<u8>, String> {
+    if body.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (compressed, message) = match body {
+        [flag @ (0 | 1), a, b, c, d, message @ ..]
+            if usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])) == Ok(message.len()) =>
+        {
+            (*flag == 1, message)
+        }
+        _ => return Err("it is not one whole message of gRPC".to_owned()),
+    };
+    match encoding {
+        _ if !compressed => Ok(message.to_vec()),
+        Some("gzip") => inflated(message),
+        Some(other) => Err(format!("it is compressed by {}", shown(other))),
+        None => Err("it is compressed, and does not say how".to_owned()),
+    }
+}
+
+fn inflated(gzip: &[u8]) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut bounded = GzDecoder::new(gzip).take(ANSWER_BYTES as u64 + 1);
+    match bounded.read_to_end(&mut bytes) {
+        Err(error) => Err(format!("gzip: {error}")),
+        Ok(length) if length > ANSWER_BYTES => Err(TOO_LONG.to_owned()),
+        Ok(_) => Ok(bytes),
+    }
+}
 
 /// Some receivers answer with nothing, or with no protobuf; they have the request all the same.
 fn delivered(body: &[u8]) -> Verdict {
@@ -226,7 +270,9 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
+    use std::{io::Write, time::UNIX_EPOCH};
+
+    use flate2::{Compression, write::GzEncoder};
 
     use super::super::message::{Any, ExportMetricsPartialSuccess};
     use super::*;
@@ -300,13 +346,122 @@ mod tests {
             delivered(3, "too old")
         );
         assert_eq!(
-            of_grpc(200, Some("0"), "", None, &frame),
+            of_grpc(200, Some("0"), "", None, None, &frame),
             delivered(3, "too old")
         );
         for body in [&b""[..], b"{}", b"\x0a\x00"] {
             assert_eq!(of_http(202, None, body, UNIX_EPOCH), delivered(0, ""));
         }
-        assert_eq!(of_grpc(200, Some("0"), "", None, b""), delivered(0, ""));
+        assert_eq!(
+            of_grpc(200, Some("0"), "", None, None, b""),
+            delivered(0, "")
+        );
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(bytes).unwrap();
+        packed.finish().unwrap()
+    }
+
+    #[test]
+    fn messages_of_grpc_come_in_frames() {
+        let message = b"\x0a\x0b\x08\x03\x12\x07too old";
+        let frame = |flag: u8, message: &[u8]| {
+            let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+            [&[flag], &length[..], message].concat()
+        };
+        let told = Verdict::Delivered {
+            rejected: 3,
+            message: "too old".to_owned(),
+        };
+        let nothing = Verdict::Delivered {
+            rejected: 0,
+            message: String::new(),
+        };
+        let unread = |why: &str| Verdict::Unread(why.to_owned());
+        let torn = unread("it is not one whole message of gRPC");
+        let (plain, packed) = (frame(0, message), frame(1, &gzip(message)));
+        // Field 1 of the response, and in it a text of such a length that all is of as many bytes.
+        let long = |bytes: usize| {
+            let partial = ExportMetricsPartialSuccess {
+                rejected_data_points: 3,
+                error_message: "x".repeat(bytes),
+            };
+            let response = ExportMetricsServiceResponse {
+                partial_success: Some(partial),
+            };
+            response.encode_to_vec()
+        };
+        let over = long(ANSWER_BYTES).len() - ANSWER_BYTES;
+        let full = Verdict::Delivered {
+            rejected: 3,
+            message: "x".repeat(DETAIL_CHARACTERS),
+        };
+        let bomb = gzip(&vec![0; 16 << 20]);
+        assert!(bomb.len() < ANSWER_BYTES / 8, "{}", bomb.len());
+        for (name, encoding, body, expected) in [
+            ("plain", None, plain.clone(), &told),
+            ("not compressed", Some("gzip"), plain.clone(), &told),
+            ("compressed", Some("gzip"), packed.clone(), &told),
+            ("no message", None, Vec::new(), &nothing),
+            ("of nothing", None, frame(0, b""), &nothing),
+            (
+                "gzip of nothing",
+                Some("gzip"),
+                frame(1, &gzip(b"")),
+                &nothing,
+            ),
+            ("head alone", None, plain[..4].to_vec(), &torn),
+            ("truncated", None, plain[..17].to_vec(), &torn),
+            ("one byte more", None, [&plain[..], b"x"].concat(), &torn),
+            ("twice", None, [&plain[..], &plain].concat(), &torn),
+            ("another flag", None, frame(2, message), &torn),
+            (
+                "another compression",
+                Some("snappy"),
+                packed.clone(),
+                &unread("it is compressed by snappy"),
+            ),
+            (
+                "unknown compression",
+                None,
+                packed.clone(),
+                &unread("it is compressed, and does not say how"),
+            ),
+            (
+                "gzip cut off",
+                Some("gzip"),
+                frame(1, &gzip(message)[..20]),
+                &unread("gzip: incomplete deflate stream"),
+            ),
+            (
+                "no gzip",
+                Some("gzip"),
+                frame(1, message),
+                &unread("gzip: invalid gzip header"),
+            ),
+            (
+                "as long as may be",
+                Some("gzip"),
+                frame(1, &gzip(&long(ANSWER_BYTES - over))),
+                &full,
+            ),
+            (
+                "too long",
+                Some("gzip"),
+                frame(1, &gzip(&long(ANSWER_BYTES - over + 1))),
+                &unread(TOO_LONG),
+            ),
+            ("bomb", Some("gzip"), frame(1, &bomb), &unread(TOO_LONG)),
+        ] {
+            let found = of_grpc(200, Some("0"), "", None, encoding, &body);
+            assert_eq!(&found, expected, "{name}");
+        }
+        // A failure is told by its status, whatever is in its frame.
+        let failed = of_grpc(200, Some("3"), "", None, None, &plain[..4]);
+        let refused = Verdict::Refused("gRPC status 3 (invalid argument)".to_owned());
+        assert_eq!(failed, refused);
     }
 
     #[test]
@@ -346,8 +501,8 @@ mod tests {
             (99, false, false),
         ] {
             let status = code.to_string();
-            let plain = of_grpc(200, Some(&status), "a%20b", None, b"");
-            let timed = of_grpc(200, Some(&status), "a%20b", Some(&info), b"");
+            let plain = of_grpc(200, Some(&status), "a%20b", None, None, b"");
+            let timed = of_grpc(200, Some(&status), "a%20b", Some(&info), None, b"");
             let name = STATUS.get(code).unwrap_or(&"unknown");
             let why = format!("gRPC status {code} ({name}): a b");
             let retry = |after| Verdict::Retry {
@@ -361,12 +516,15 @@ mod tests {
         }
         for bad in ["?", &details("type.googleapis.com/google.rpc.ErrorInfo")] {
             let expected = Verdict::Refused("gRPC status 8 (resource exhausted)".to_owned());
-            assert_eq!(of_grpc(200, Some("8"), "", Some(bad), b""), expected);
+            assert_eq!(of_grpc(200, Some("8"), "", Some(bad), None, b""), expected);
         }
         let why = "HTTP status 503 and none of gRPC";
-        assert_eq!(of_grpc(503, None, "", None, b""), Verdict::retry(why));
+        assert_eq!(of_grpc(503, None, "", None, None, b""), Verdict::retry(why));
         let why = "HTTP status 404 and none of gRPC".to_owned();
-        assert_eq!(of_grpc(404, None, "", None, b""), Verdict::Refused(why));
+        assert_eq!(
+            of_grpc(404, None, "", None, None, b""),
+            Verdict::Refused(why)
+        );
     }
 
     #[test]

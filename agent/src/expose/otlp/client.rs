@@ -27,11 +27,11 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     Endpoint, Options, Protocol,
-    answer::{Verdict, of_grpc, of_http, shown},
+    answer::{ANSWER_BYTES, Verdict, of_grpc, of_http, shown},
 };
 
-/// What an answer may take, head and body each.
-const ANSWER_BYTES: u16 = 16 * 1024;
+/// What the head of an answer may take.
+const HEAD_BYTES: u16 = 16 * 1024;
 
 /// The method that gRPC calls.
 pub(super) const GRPC_PATH: &str =
@@ -112,6 +112,7 @@ impl Client {
                 (header::CONTENT_TYPE, "application/grpc+proto"),
                 (header::TE, "trailers"),
                 (HeaderName::from_static("grpc-encoding"), "gzip"),
+                (HeaderName::from_static("grpc-accept-encoding"), "gzip"),
             ],
         };
         for (name, value) in own {
@@ -246,7 +247,7 @@ impl Client {
         Ok(match self.protocol {
             Protocol::HttpProtobuf => {
                 let mut http = http1::Builder::new();
-                let http = http.max_buf_size(ANSWER_BYTES.into()).handshake(io);
+                let http = http.max_buf_size(HEAD_BYTES.into()).handshake(io);
                 let (sender, connection) = http.await.map_err(shown)?;
                 // Its errors are those of the requests.
                 tokio::spawn(connection);
@@ -256,7 +257,7 @@ impl Client {
                 let mut http = http2::Builder::new(TokioExecutor::new());
                 http.initial_stream_window_size(65_535)
                     .initial_connection_window_size(65_535)
-                    .max_header_list_size(ANSWER_BYTES.into())
+                    .max_header_list_size(HEAD_BYTES.into())
                     .max_send_buf_size(64 * 1024);
                 let (sender, connection) = http.handshake(io).await.map_err(shown)?;
                 tokio::spawn(connection);
@@ -268,7 +269,7 @@ impl Client {
     /// What an answer means, and whether the connection can be used again.
     async fn judge(&self, answer: Response<Incoming>) -> (Verdict, bool) {
         let (head, body) = answer.into_parts();
-        let body = match Limited::new(body, ANSWER_BYTES.into()).collect().await {
+        let body = match Limited::new(body, ANSWER_BYTES).collect().await {
             Ok(body) => Some(body),
             // The rest of an answer is not needed to know what it means.
             Err(error) if error.is::<LengthLimitError>() => None,
@@ -293,6 +294,7 @@ impl Client {
                 text("grpc-status"),
                 text("grpc-message").unwrap_or_default(),
                 text("grpc-status-details-bin"),
+                text("grpc-encoding"),
                 &bytes,
             ),
         };

@@ -266,6 +266,8 @@ pub(crate) struct Exporter {
     /// Whether the log has said that it fails.
     failing: bool,
     succeeded: bool,
+    /// Whether the log has said that its answers cannot be read.
+    unread: bool,
     /// The receiver wants to be left alone until then.
     not_before: Option<Instant>,
 }
@@ -331,6 +333,7 @@ impl Exporter {
             stats: Arc::default(),
             failing: false,
             succeeded: false,
+            unread: false,
             not_before: None,
         })
     }
@@ -424,7 +427,11 @@ impl Exporter {
         }
         let points = request.points;
         match self.attempt(request, deadline).await {
-            Ok((rejected, message)) => {
+            Ok(Taken::Unread(why)) => {
+                delivery.delivered += points;
+                delivery.unread = Some(why);
+            }
+            Ok(Taken::But(rejected, message)) => {
                 delivery.delivered += points.saturating_sub(rejected);
                 delivery.dropped += rejected.min(points);
                 if rejected > 0 {
@@ -441,13 +448,8 @@ impl Exporter {
         }
     }
 
-    /// Sends a request until the receiver has it, refuses it, or the time is over; how many of its points it rejected,
-    /// and what it said of that.
-    async fn attempt(
-        &mut self,
-        request: Request,
-        deadline: Instant,
-    ) -> Result<(u64, String), Failure> {
+    /// Sends a request until the receiver has it, refuses it, or the time is over.
+    async fn attempt(&mut self, request: Request, deadline: Instant) -> Result<Taken, Failure> {
         let refused = |why| Failure { why, ended: false };
         let packed = self.client.packed(&request.body);
         let body = packed.map_err(|error| refused(error.to_string()))?;
@@ -458,7 +460,10 @@ impl Exporter {
             let verdict = timeout_at(end, self.client.send(body.clone())).await;
             let verdict = verdict.unwrap_or_else(|_| Verdict::retry("no answer in time"));
             let (after, why) = match verdict {
-                Verdict::Delivered { rejected, message } => return Ok((rejected, message)),
+                Verdict::Delivered { rejected, message } => {
+                    return Ok(Taken::But(rejected, message));
+                }
+                Verdict::Unread(why) => return Ok(Taken::Unread(why)),
                 Verdict::Refused(why) => return Err(refused(why)),
                 Verdict::Retry { after, why } => (after, why),
             };
@@ -482,6 +487,16 @@ impl Exporter {
             (_, _) => Outcome::Partial,
         };
         self.stats.count(outcome, delivery.dropped);
+        if let Some(why) = &delivery.unread
+            && !self.unread
+        {
+            let endpoint = &self.endpoint;
+            tracing::warn!("{endpoint} takes metrics, but its answer cannot be read: {why}");
+        }
+        // An export of which nothing arrives says nothing of answers.
+        if delivery.delivered > 0 {
+            self.unread = delivery.unread.is_some();
+        }
         if let Some(why) = &delivery.why {
             self.warn(why);
             return;
@@ -507,8 +522,18 @@ struct Delivery {
     dropped: u64,
     /// Why something was dropped, last.
     why: Option<String>,
+    /// Why an answer to what was delivered cannot be read, last.
+    unread: Option<String>,
     /// Its time is over.
     given_up: bool,
+}
+
+/// The receiver has a request.
+enum Taken {
+    /// All but so many of its points, and what it said of that.
+    But(u64, String),
+    /// Its answer cannot be read, for this reason.
+    Unread(String),
 }
 
 /// A request was not delivered.
