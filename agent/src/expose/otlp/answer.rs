@@ -53,20 +53,32 @@ impl Verdict {
     }
 }
 
+/// The body of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Body<'a> {
+    /// At most `ANSWER_BYTES` of it.
+    pub(super) bytes: &'a [u8],
+    /// Whether there is no more of it.
+    pub(super) whole: bool,
+    /// `content-type`
+    pub(super) kind: &'a str,
+}
+
 /// An answer by HTTP. `retry_after` is the text of its header.
 pub(super) fn of_http(
     status: u16,
     retry_after: Option<&str>,
-    body: &[u8],
+    body: Body,
     now: SystemTime,
 ) -> Verdict {
     match status {
-        200..300 => delivered(body),
+        200..300 if !body.whole => Verdict::Unread(TOO_LONG.to_owned()),
+        200..300 => delivered(body.bytes),
         429 | 502 | 503 | 504 => Verdict::Retry {
             after: retry_after.and_then(|text| pause(text, now)),
-            why: http_error(status, body),
+            why: http_error(status, body.bytes),
         },
-        _ => Verdict::Refused(http_error(status, body)),
+        _ => Verdict::Refused(http_error(status, body.bytes)),
     }
 }
 
@@ -78,8 +90,12 @@ pub(super) fn of_grpc(
     message: &str,
     details: Option<&str>,
     encoding: Option<&str>,
-    body: &[u8],
+    body: Body,
 ) -> Verdict {
+    // Its status comes after it, and is a failure's only where there is nothing to say.
+    if status.is_none() && http == 200 && !body.whole && body.kind.starts_with("application/grpc") {
+        return Verdict::Unread(TOO_LONG.to_owned());
+    }
     let Some(status) = status.and_then(|status| status.parse::<u8>().ok()) else {
         // As gRPC says for what is in the way: <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>.
         let why = format!("HTTP status {http} and none of gRPC");
@@ -88,8 +104,11 @@ pub(super) fn of_grpc(
             _ => Verdict::Refused(why),
         };
     };
+    if status == 0 && !body.whole {
+        return Verdict::Unread(TOO_LONG.to_owned());
+    }
     if status == 0 {
-        return match framed(encoding, body) {
+        return match framed(encoding, body.bytes) {
             Ok(message) => delivered(&message),
             Err(why) => Verdict::Unread(why),
         };
@@ -279,6 +298,14 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn whole(bytes: &[u8]) -> Body<'_> {
+        Body {
+            bytes,
+            whole: true,
+            kind: "application/x-protobuf",
+        }
+    }
+
     #[test]
     fn answers_by_http() {
         let now = UNIX_EPOCH + Duration::from_secs(784_111_770);
@@ -292,7 +319,7 @@ mod tests {
                 (Some("soon"), None),
             ] {
                 assert_eq!(
-                    of_http(status, header, b"", now),
+                    of_http(status, header, whole(b""), now),
                     Verdict::Retry {
                         after,
                         why: format!("HTTP status {status}")
@@ -319,10 +346,10 @@ mod tests {
             (301, Vec::new(), "HTTP status 301"),
         ] {
             let expected = Verdict::Refused(why.to_owned());
-            assert_eq!(of_http(code, Some("1"), &body, now), expected);
+            assert_eq!(of_http(code, Some("1"), whole(&body), now), expected);
         }
         let long = Verdict::Refused(format!("HTTP status 404: {}", "x".repeat(300)));
-        assert_eq!(of_http(404, None, &[b'x'; 5000], now), long);
+        assert_eq!(of_http(404, None, whole(&[b'x'; 5000]), now), long);
     }
 
     #[test]
@@ -342,20 +369,58 @@ mod tests {
         assert_eq!(response.encode_to_vec(), body);
         let frame = [&[0, 0, 0, 0, 13], body.as_slice()].concat();
         assert_eq!(
-            of_http(200, None, &body, UNIX_EPOCH),
+            of_http(200, None, whole(&body), UNIX_EPOCH),
             delivered(3, "too old")
         );
         assert_eq!(
-            of_grpc(200, Some("0"), "", None, None, &frame),
+            of_grpc(200, Some("0"), "", None, None, whole(&frame)),
             delivered(3, "too old")
         );
         for body in [&b""[..], b"{}", b"\x0a\x00"] {
-            assert_eq!(of_http(202, None, body, UNIX_EPOCH), delivered(0, ""));
+            assert_eq!(
+                of_http(202, None, whole(body), UNIX_EPOCH),
+                delivered(0, "")
+            );
         }
         assert_eq!(
-            of_grpc(200, Some("0"), "", None, None, b""),
+            of_grpc(200, Some("0"), "", None, None, whole(b"")),
             delivered(0, "")
         );
+    }
+
+    #[test]
+    fn an_answer_may_be_too_long() {
+        let cut = Body {
+            bytes: &vec![b'x'; ANSWER_BYTES],
+            whole: false,
+            kind: "application/grpc+proto",
+        };
+        let unread = Verdict::Unread(TOO_LONG.to_owned());
+        for code in [200, 202] {
+            assert_eq!(of_http(code, None, cut, UNIX_EPOCH), unread);
+        }
+        let why = format!("HTTP status 400: {}", "x".repeat(DETAIL_CHARACTERS));
+        let refused = Verdict::Refused(why);
+        assert_eq!(of_http(400, None, cut, UNIX_EPOCH), refused);
+
+        let by_grpc = |http, status, body| of_grpc(http, status, "", None, None, body);
+        // The status is among the trailers, which nobody has seen, or in the head.
+        assert_eq!(by_grpc(200, None, cut), unread);
+        assert_eq!(by_grpc(200, Some("0"), cut), unread);
+        let refused = Verdict::Refused("gRPC status 3 (invalid argument)".to_owned());
+        assert_eq!(by_grpc(200, Some("3"), cut), refused);
+        // What is no answer of gRPC takes nothing.
+        let page = Body {
+            kind: "text/html",
+            ..cut
+        };
+        for (http, body) in [(200, page), (404, cut)] {
+            let why = format!("HTTP status {http} and none of gRPC");
+            assert_eq!(by_grpc(http, None, body), Verdict::Refused(why));
+        }
+        let whole = by_grpc(200, None, whole(b"x"));
+        let why = "HTTP status 200 and none of gRPC".to_owned();
+        assert_eq!(whole, Verdict::Refused(why));
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -455,11 +520,11 @@ mod tests {
             ),
             ("bomb", Some("gzip"), frame(1, &bomb), &unread(TOO_LONG)),
         ] {
-            let found = of_grpc(200, Some("0"), "", None, encoding, &body);
+            let found = of_grpc(200, Some("0"), "", None, encoding, whole(&body));
             assert_eq!(&found, expected, "{name}");
         }
         // A failure is told by its status, whatever is in its frame.
-        let failed = of_grpc(200, Some("3"), "", None, None, &plain[..4]);
+        let failed = of_grpc(200, Some("3"), "", None, None, whole(&plain[..4]));
         let refused = Verdict::Refused("gRPC status 3 (invalid argument)".to_owned());
         assert_eq!(failed, refused);
     }
@@ -501,8 +566,8 @@ mod tests {
             (99, false, false),
         ] {
             let status = code.to_string();
-            let plain = of_grpc(200, Some(&status), "a%20b", None, None, b"");
-            let timed = of_grpc(200, Some(&status), "a%20b", Some(&info), None, b"");
+            let plain = of_grpc(200, Some(&status), "a%20b", None, None, whole(b""));
+            let timed = of_grpc(200, Some(&status), "a%20b", Some(&info), None, whole(b""));
             let name = STATUS.get(code).unwrap_or(&"unknown");
             let why = format!("gRPC status {code} ({name}): a b");
             let retry = |after| Verdict::Retry {
@@ -516,13 +581,19 @@ mod tests {
         }
         for bad in ["?", &details("type.googleapis.com/google.rpc.ErrorInfo")] {
             let expected = Verdict::Refused("gRPC status 8 (resource exhausted)".to_owned());
-            assert_eq!(of_grpc(200, Some("8"), "", Some(bad), None, b""), expected);
+            assert_eq!(
+                of_grpc(200, Some("8"), "", Some(bad), None, whole(b"")),
+                expected
+            );
         }
         let why = "HTTP status 503 and none of gRPC";
-        assert_eq!(of_grpc(503, None, "", None, None, b""), Verdict::retry(why));
+        assert_eq!(
+            of_grpc(503, None, "", None, None, whole(b"")),
+            Verdict::retry(why)
+        );
         let why = "HTTP status 404 and none of gRPC".to_owned();
         assert_eq!(
-            of_grpc(404, None, "", None, None, b""),
+            of_grpc(404, None, "", None, None, whole(b"")),
             Verdict::Refused(why)
         );
     }

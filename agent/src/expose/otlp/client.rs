@@ -11,9 +11,9 @@ use std::{
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::{
-    body::Incoming,
+    body::{Frame, Incoming},
     client::conn::{http1, http2},
     rt::{Read, Write},
 };
@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     Endpoint, Options, Protocol,
-    answer::{ANSWER_BYTES, Verdict, of_grpc, of_http, shown},
+    answer::{ANSWER_BYTES, Body, Verdict, of_grpc, of_http, shown},
 };
 
 /// What the head of an answer may take.
@@ -268,34 +268,45 @@ impl Client {
 
     /// What an answer means, and whether the connection can be used again.
     async fn judge(&self, answer: Response<Incoming>) -> (Verdict, bool) {
-        let (head, body) = answer.into_parts();
-        let body = match Limited::new(body, ANSWER_BYTES).collect().await {
-            Ok(body) => Some(body),
-            // The rest of an answer is not needed to know what it means.
-            Err(error) if error.is::<LengthLimitError>() => None,
-            Err(error) => return (Verdict::retry(Chain(&*error).to_string()), false),
-        };
-        let whole = body.is_some();
-        let trailers = body.as_ref().and_then(|body| body.trailers().cloned());
-        let bytes = body.map(http_body_util::Collected::to_bytes);
-        let bytes = bytes.unwrap_or_default();
+        let (head, mut body) = answer.into_parts();
+        let (mut bytes, mut trailers, mut whole) = (Vec::new(), None, true);
+        while let Some(frame) = body.frame().await {
+            let frame = match frame.map(Frame::into_data) {
+                Ok(frame) => frame,
+                Err(error) => return (Verdict::retry(Chain(&error).to_string()), false),
+            };
+            match frame {
+                Ok(data) => {
+                    let room = ANSWER_BYTES - bytes.len();
+                    bytes.extend_from_slice(&data[..data.len().min(room)]);
+                    whole = data.len() <= room;
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+            if !whole {
+                break;
+            }
+        }
         let text = |name: &str| {
             // An answer without a body has the trailers in its head.
             let trailers = trailers.iter().find_map(|trailers| trailers.get(name));
             trailers.or(head.headers.get(name))?.to_str().ok()
         };
         let status = head.status.as_u16();
+        let body = Body {
+            bytes: &bytes,
+            whole,
+            kind: text("content-type").unwrap_or_default(),
+        };
         let verdict = match self.protocol {
-            Protocol::HttpProtobuf => {
-                of_http(status, text("retry-after"), &bytes, SystemTime::now())
-            }
+            Protocol::HttpProtobuf => of_http(status, text("retry-after"), body, SystemTime::now()),
             Protocol::Grpc => of_grpc(
                 status,
                 text("grpc-status"),
                 text("grpc-message").unwrap_or_default(),
                 text("grpc-status-details-bin"),
                 text("grpc-encoding"),
-                &bytes,
+                body,
             ),
         };
         (verdict, whole)
