@@ -72,8 +72,7 @@ pub(super) fn of_http(
     now: SystemTime,
 ) -> Verdict {
     match status {
-        200..300 if !body.whole => Verdict::Unread(TOO_LONG.to_owned()),
-        200..300 => delivered(body.bytes),
+        200..300 => delivered_by_http(body),
         429 | 502 | 503 | 504 => Verdict::Retry {
             after: retry_after.and_then(|text| pause(text, now)),
             why: http_error(status, body.bytes),
@@ -114,10 +113,10 @@ pub(super) fn of_grpc(
         };
     }
     let name = STATUS.get(usize::from(status)).unwrap_or(&"unknown");
-    let why = match shown(&unescaped(message)) {
-        words if words.is_empty() => format!("gRPC status {status} ({name})"),
-        words => format!("gRPC status {status} ({name}): {words}"),
-    };
+    let why = saying(
+        &format!("gRPC status {status} ({name})"),
+        &unescaped(message),
+    );
     let after = details.and_then(retry_delay);
     match status {
         // CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS
@@ -182,13 +181,39 @@ fn inflated(gzip: &[u8]) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Some receivers answer with nothing, or with no protobuf; they have the request all the same.
+/// What the receiver says of a request that it has. Some receivers say nothing.
 fn delivered(body: &[u8]) -> Verdict {
-    let response = ExportMetricsServiceResponse::decode(body).unwrap_or_default();
-    let partial = response.partial_success.unwrap_or_default();
-    Verdict::Delivered {
-        rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
-        message: shown(&partial.error_message),
+    match ExportMetricsServiceResponse::decode(body) {
+        Ok(response) => {
+            let partial = response.partial_success.unwrap_or_default();
+            Verdict::Delivered {
+                rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
+                message: shown(&partial.error_message),
+            }
+        }
+        Err(_) => Verdict::Unread(saying("it is no protobuf", &String::from_utf8_lossy(body))),
+    }
+}
+
+/// The same by HTTP, where a portal or a proxy may answer in the receiver's place, and some receivers in JSON.
+fn delivered_by_http(body: Body) -> Verdict {
+    let text = String::from_utf8_lossy(body.bytes);
+    let kind = body.kind.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("text/html") {
+        return Verdict::Unread(saying("it is a page", &text));
+    }
+    match text.trim() {
+        _ if !body.whole => Verdict::Unread(TOO_LONG.to_owned()),
+        "" | "{}" => delivered(&[]),
+        _ => delivered(body.bytes),
+    }
+}
+
+/// What it is, and the beginning of what it says.
+fn saying(what: &str, text: &str) -> String {
+    match shown(text) {
+        text if text.is_empty() => what.to_owned(),
+        text => format!("{what}: {text}"),
     }
 }
 
@@ -197,10 +222,7 @@ fn http_error(status: u16, body: &[u8]) -> String {
         Ok(Status { message, .. }) if !message.is_empty() => message,
         _ => String::from_utf8_lossy(body).into_owned(),
     };
-    match shown(&words) {
-        words if words.is_empty() => format!("HTTP status {status}"),
-        words => format!("HTTP status {status}: {words}"),
-    }
+    saying(&format!("HTTP status {status}"), &words)
 }
 
 /// The beginning, in one line.
@@ -421,6 +443,49 @@ mod tests {
         let whole = by_grpc(200, None, whole(b"x"));
         let why = "HTTP status 200 and none of gRPC".to_owned();
         assert_eq!(whole, Verdict::Refused(why));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told() {
+        let by_http = |kind, bytes: &[u8]| {
+            let body = Body {
+                bytes,
+                whole: true,
+                kind,
+            };
+            of_http(200, None, body, UNIX_EPOCH)
+        };
+        let nothing = Verdict::Delivered {
+            rejected: 0,
+            message: String::new(),
+        };
+        let unread = |why: &str| Verdict::Unread(why.to_owned());
+        for kind in [
+            "",
+            "application/x-protobuf",
+            "application/json; charset=utf-8",
+        ] {
+            for body in ["", "{}", " {}\r\n", "\n"] {
+                assert_eq!(by_http(kind, body.as_bytes()), nothing, "{kind} {body:?}");
+            }
+            for (body, why) in [
+                ("<html>\nLog in", "it is no protobuf: <html> Log in"),
+                ("OK", "it is no protobuf: OK"),
+                (
+                    "{\"partialSuccess\":{}}",
+                    "it is no protobuf: {\"partialSuccess\":{}}",
+                ),
+            ] {
+                assert_eq!(by_http(kind, body.as_bytes()), unread(why), "{kind}");
+            }
+        }
+        for kind in ["text/html", "Text/HTML ;charset=utf-8"] {
+            assert_eq!(by_http(kind, b"Log in"), unread("it is a page: Log in"));
+            assert_eq!(by_http(kind, b""), unread("it is a page"));
+        }
+        let page = [0, 0, 0, 0, 6, b'<', b'h', b't', b'm', b'l', b'>'];
+        let by_grpc = of_grpc(200, Some("0"), "", None, None, whole(&page));
+        assert_eq!(by_grpc, unread("it is no protobuf: <html>"));
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -491,7 +491,9 @@ impl Exporter {
             && !self.unread
         {
             let endpoint = &self.endpoint;
-            tracing::warn!("{endpoint} takes metrics, but its answer cannot be read: {why}");
+            tracing::warn!(
+                "metrics for {endpoint} count as delivered, but its answer cannot be read: {why}"
+            );
         }
         // An export of which nothing arrives says nothing of answers.
         if delivery.delivered > 0 {
