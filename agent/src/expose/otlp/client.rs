@@ -148,38 +148,54 @@ impl Client {
         Ok(packed.into())
     }
 
-    /// Sends a packed message once. What comes of it is one attempt, however it ends; a time limit is the caller's.
+    /// Sends a packed message. What comes of it is one attempt, however it ends; a time limit is the caller's.
     pub(super) async fn send(&mut self, body: Bytes) -> Verdict {
         // Until the answer is whole, the connection is not there for another request.
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => match self.connect().await {
-                Ok(connection) => connection,
-                Err(why) => return Verdict::retry(why),
-            },
+        if let Some(connection) = self.connection.take() {
+            match self.exchange(connection, body.clone()).await {
+                Ok(verdict) => return verdict,
+                Err(error) if error.is_parse() => return lost(&error),
+                // A receiver may end a connection after any answer, which says nothing of this request. If it has it,
+                // it gets the same values twice.
+                Err(_) => {}
+            }
+        }
+        let connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(why) => return Verdict::retry(why),
         };
+        let verdict = self.exchange(connection, body).await;
+        verdict.unwrap_or_else(|error| lost(&error))
+    }
+
+    /// Sends a packed message by a connection, and keeps that for the next one where it can be used again.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    async fn exchange(
+        &mut self,
+        mut connection: Connection,
+        body: Bytes,
+    ) -> Result<Verdict, hyper::Error> {
         let Ok(request) = self.request(body) else {
-            return Verdict::Refused("no request can be made of the endpoint's URL".to_owned());
+            let why = "no request can be made of the endpoint's URL";
+            return Ok(Verdict::Refused(why.to_owned()));
         };
         let answer = match &mut connection {
-            Connection::Http1(sender) => match sender.ready().await {
-                Ok(()) => sender.send_request(request).await,
-                Err(error) => Err(error),
-            },
-            Connection::Http2(sender) => match sender.ready().await {
-                Ok(()) => sender.send_request(request).await,
-                Err(error) => Err(error),
-            },
-        };
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => return Verdict::retry(Chain(&error).to_string()),
+            Connection::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Connection::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
         };
         let (verdict, whole) = self.judge(answer).await;
         if whole {
             self.connection = Some(connection);
         }
-        verdict
+        Ok(verdict)
     }
 
     /// Ends the connection, if there is one.
@@ -273,7 +289,7 @@ impl Client {
         while let Some(frame) = body.frame().await {
             let frame = match frame.map(Frame::into_data) {
                 Ok(frame) => frame,
-                Err(error) => return (Verdict::retry(Chain(&error).to_string()), false),
+                Err(error) => return (lost(&error), false),
             };
             match frame {
                 Ok(data) => {
@@ -311,6 +327,10 @@ impl Client {
         };
         (verdict, whole)
     }
+}
+
+fn lost(error: &hyper::Error) -> Verdict {
+    Verdict::retry(Chain(error).to_string())
 }
 
 /// TLS as the receiver is to be trusted: by the authorities of a file, or by the system's.

@@ -547,7 +547,22 @@ struct Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        io::{Read, Write},
+        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        sync::atomic::AtomicUsize,
+    };
+
+    use bytes::Bytes;
+    use http::{HeaderMap, Response};
+    use http_body_util::{BodyExt, Full};
+    use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::sync::Notify;
+
     use super::*;
+    use crate::expose::model::{Family, Kind, Sample, Value};
 
     #[test]
     fn urls_of_receivers() {
@@ -675,6 +690,215 @@ mod tests {
                 )
             );
         }
+    }
+
+    fn options(address: SocketAddr, protocol: Protocol) -> Options {
+        Options {
+            endpoint: format!("http://{address}").parse().unwrap(),
+            protocol,
+            interval: Duration::from_secs(60),
+            headers: Headers::default(),
+            ca_file: None,
+        }
+    }
+
+    fn exporter(address: SocketAddr, protocol: Protocol) -> Exporter {
+        let identity = Identity {
+            host: "host".to_owned(),
+            node: None,
+            started: SystemTime::now(),
+        };
+        Exporter::new(&options(address, protocol), identity).unwrap()
+    }
+
+    /// What a receiver does with its connections.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Ends {
+        /// The first answer says that it is the last one.
+        Announced,
+        /// It ends after the first answer.
+        Silently,
+        /// It ends instead of a second answer.
+        AfterASecondRequest,
+        /// The same, and only the first one of all answers at all.
+        ForEver,
+    }
+
+    /// Reads a request; false where the connection ends instead.
+    fn request(stream: &mut TcpStream) -> bool {
+        let mut bytes = Vec::new();
+        loop {
+            if let Some(head) = bytes.windows(4).position(|end| end == b"\r\n\r\n") {
+                let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+                let mut lines = text.lines();
+                let length = lines.find_map(|line| line.strip_prefix("content-length: "));
+                let length: usize = length.unwrap().parse().unwrap();
+                if bytes.len() == head + 4 + length {
+                    return true;
+                }
+            }
+            let mut more = [0; 4096];
+            match stream.read(&mut more) {
+                Ok(0) | Err(_) => return false,
+                Ok(length) => bytes.extend(&more[..length]),
+            }
+        }
+    }
+
+    /// A receiver by HTTP, and how many connections it has had so far.
+    fn receiver(ends: Ends) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&connections);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let before = seen.fetch_add(1, Ordering::SeqCst);
+                if !request(&mut stream) || (ends == Ends::ForEver && before > 0) {
+                    continue;
+                }
+                let header = match ends {
+                    Ends::Announced => "Connection: close\r\n",
+                    _ => "",
+                };
+                let answer = format!("HTTP/1.1 200 OK\r\n{header}Content-Length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).unwrap();
+                if matches!(ends, Ends::AfterASecondRequest | Ends::ForEver) {
+                    request(&mut stream);
+                }
+            }
+        });
+        (address, connections)
+    }
+
+    /// A receiver by gRPC. Announced is by GOAWAY; answers have so many bytes.
+    async fn grpc_receiver(ends: Ends, bytes: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let listener = listener.await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                seen.fetch_add(1, Ordering::SeqCst);
+                let end = Arc::new(Notify::new());
+                let (ending, requests) = (Arc::clone(&end), Arc::new(AtomicUsize::new(0)));
+                let service = service_fn(move |request: http::Request<Incoming>| {
+                    let (ending, requests) = (Arc::clone(&ending), Arc::clone(&requests));
+                    async move {
+                        request.into_body().collect().await.unwrap();
+                        let before = requests.fetch_add(1, Ordering::SeqCst);
+                        if ends == Ends::Announced {
+                            ending.notify_one();
+                        } else if before > 0 {
+                            ending.notify_one();
+                            std::future::pending::<()>().await;
+                        }
+                        let mut trailers = HeaderMap::new();
+                        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                        let body = Full::new(Bytes::from(vec![0; bytes]));
+                        let body = body.with_trailers(async { Some(Ok(trailers)) });
+                        let answer = Response::builder().header("content-type", "application/grpc");
+                        Ok::<_, Infallible>(answer.body(body).unwrap())
+                    }
+                });
+                let http = http2::Builder::new(TokioExecutor::new());
+                let connection = http.serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(async move {
+                    let mut connection = std::pin::pin!(connection);
+                    tokio::select! {
+                        _ = &mut connection => return,
+                        () = end.notified() => {}
+                    }
+                    if ends == Ends::AfterASecondRequest {
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                });
+            }
+        });
+        (address, connections)
+    }
+
+    /// Exports that many data points.
+    async fn export_points(exporter: &mut Exporter, points: u64) -> Delivery {
+        const FAMILY: Family = Family {
+            name: "sentry_series_evicted_total",
+            help: "Help",
+            kind: Kind::Counter,
+        };
+        let sender = exporter.sender.clone();
+        let mut requests = Requests::new(&sender, SystemTime::now());
+        let mut delivery = Delivery::default();
+        let deadline = Instant::now() + exporter.interval;
+        for value in 0..points {
+            let sample = Sample {
+                labels: Vec::new(),
+                value: Value::Whole(value),
+                created: None,
+            };
+            if let Some(request) = requests.add(&FAMILY, &sample) {
+                exporter.deliver(request, deadline, &mut delivery).await;
+            }
+        }
+        if let Some(request) = requests.take() {
+            exporter.deliver(request, deadline, &mut delivery).await;
+        }
+        delivery
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_ended_is_made_anew() {
+        let sent = async |address, protocol, case| {
+            let mut exporter = exporter(address, protocol);
+            let delivery = export_points(&mut exporter, 1200).await;
+            assert_eq!(
+                (delivery.delivered, delivery.dropped),
+                (1200, 0),
+                "{case:?}"
+            );
+            assert_eq!((delivery.why, delivery.unread), (None, None), "{case:?}");
+            // Any attempt that fails is warned of before the first success, and waited after.
+            assert!(!exporter.failing, "{case:?}");
+        };
+        for ends in [Ends::Announced, Ends::Silently, Ends::AfterASecondRequest] {
+            let (address, connections) = receiver(ends);
+            sent(address, Protocol::HttpProtobuf, ends).await;
+            assert_eq!(connections.load(Ordering::SeqCst), 3, "{ends:?}");
+        }
+        let (address, connections) = grpc_receiver(Ends::AfterASecondRequest, 0).await;
+        sent(address, Protocol::Grpc, Ends::AfterASecondRequest).await;
+        assert_eq!(connections.load(Ordering::SeqCst), 3);
+        // A second request may come before GOAWAY does, and is then answered.
+        let (address, connections) = grpc_receiver(Ends::Announced, 0).await;
+        sent(address, Protocol::Grpc, Ends::Announced).await;
+        assert!(connections.load(Ordering::SeqCst) > 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_is_sent_anew_once() {
+        let (address, connections) = receiver(Ends::ForEver);
+        let mut client = Client::new(&options(address, Protocol::HttpProtobuf)).unwrap();
+        let body = client.packed(b"").unwrap();
+        for connected in [1, 2, 3] {
+            let verdict = client.send(body.clone()).await;
+            let delivered = matches!(verdict, Verdict::Delivered { .. });
+            let failed = matches!(verdict, Verdict::Retry { after: None, .. });
+            assert_eq!((delivered, failed), (connected == 1, connected > 1));
+            assert_eq!(connections.load(Ordering::SeqCst), connected);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_long_answer_is_not_awaited() {
+        let (address, _) = grpc_receiver(Ends::AfterASecondRequest, 300_000).await;
+        let delivery = export_points(&mut exporter(address, Protocol::Grpc), 3).await;
+        assert_eq!((delivery.delivered, delivery.dropped), (3, 0));
+        let why = delivery.unread.unwrap();
+        assert_eq!(why, "the rest of it is too long to be read");
     }
 
     #[test]
