@@ -242,6 +242,8 @@ enum Reply {
     Reject(i64),
     /// 503, or UNAVAILABLE.
     Unavailable,
+    /// The same, for a minute.
+    Later,
     /// 400, or `INVALID_ARGUMENT`.
     Refuse,
     Hang,
@@ -409,14 +411,17 @@ async fn answer(
     };
     let message = message.encode_to_vec();
     let (http, grpc) = match reply {
-        Reply::Unavailable => (503, "14"),
+        Reply::Unavailable | Reply::Later => (503, "14"),
         Reply::Refuse => (400, "3"),
         _ => (200, "0"),
     };
     Ok(match protocol {
         Protocol::Http => {
             let body = if http == 200 { message } else { Vec::new() };
-            let answer = Response::builder().status(http);
+            let mut answer = Response::builder().status(http);
+            if reply == Reply::Later {
+                answer = answer.header("retry-after", "60");
+            }
             answer.body(Full::new(body.into()).boxed()).unwrap()
         }
         Protocol::Grpc if grpc == "0" => {
@@ -779,6 +784,20 @@ fn a_receiver_that_is_not_ready_gets_the_same_again() {
         assert_eq!(said(&agent, why), 1, "{}", agent.log());
         agent.stop();
     }
+}
+
+#[test]
+fn a_receiver_that_wants_a_pause_has_it_at_the_end_too() {
+    turn!("a_receiver_that_wants_a_pause_has_it_at_the_end_too");
+    let receiver = Receiver::start(Protocol::Http, Reply::Later);
+    let flags = Protocol::Http.flags(receiver.address);
+    let agent = Agent::start(&format!("--probes tcp --otlp.interval 1s {flags}"));
+    wait_for("failure", PATIENCE, || {
+        let scrape = agent.scrape();
+        (scrape.count(EXPORTS, &[("outcome", "failed")]) == 1).then_some(())
+    });
+    agent.stop();
+    assert_eq!(receiver.count(), 1);
 }
 
 #[test]

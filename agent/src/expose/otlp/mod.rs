@@ -374,7 +374,7 @@ impl Exporter {
                 () = self.export(metrics, next) => false,
                 _ = &mut stop => true,
             };
-            let next = self.not_before.take().map_or(next, |pause| pause.max(next));
+            let next = self.not_before.map_or(next, |pause| pause.max(next));
             let stopped = stopped
                 || tokio::select! {
                     () = sleep_until(next) => false,
@@ -394,7 +394,7 @@ impl Exporter {
         let parts = source.parts();
         let sender = self.sender.clone();
         let mut requests = Requests::new(&sender, SystemTime::now());
-        let mut delivery = Delivery::default();
+        let mut delivery = self.begin();
         let mut own = Vec::new();
         source.own(|family, samples| {
             for sample in samples {
@@ -418,6 +418,16 @@ impl Exporter {
         }
         self.client.disconnect();
         self.conclude(&delivery);
+    }
+
+    /// Only the last export comes before the end of a pause, and is then not sent.
+    fn begin(&self) -> Delivery {
+        let pause = self.not_before.is_some_and(|end| end > Instant::now());
+        Delivery {
+            given_up: pause,
+            why: pause.then(|| "the receiver wants to be left alone".to_owned()),
+            ..Delivery::default()
+        }
     }
 
     async fn deliver(&mut self, request: Request, deadline: Instant, delivery: &mut Delivery) {
@@ -472,8 +482,8 @@ impl Exporter {
                 self.warn(&why);
             }
             let next = Instant::now() + backoff.next_wait(after);
+            self.not_before = after.is_some().then_some(next);
             if next >= deadline {
-                self.not_before = after.is_some().then_some(next);
                 return Err(Failure { why, ended: true });
             }
             sleep_until(next).await;
@@ -722,6 +732,8 @@ mod tests {
         AfterASecondRequest,
         /// The same, and only the first one of all answers at all.
         ForEver,
+        /// The first answer says to come back after so many seconds.
+        Later(u8),
     }
 
     /// Reads a request; false where the connection ends instead.
@@ -758,11 +770,15 @@ mod tests {
                 if !request(&mut stream) || (ends == Ends::ForEver && before > 0) {
                     continue;
                 }
-                let header = match ends {
-                    Ends::Announced => "Connection: close\r\n",
-                    _ => "",
+                let (status, header) = match ends {
+                    Ends::Announced => ("200 OK", "Connection: close\r\n".to_owned()),
+                    Ends::Later(seconds) => {
+                        let header = format!("Retry-After: {seconds}\r\n");
+                        ("503 Service Unavailable", header)
+                    }
+                    _ => ("200 OK", String::new()),
                 };
-                let answer = format!("HTTP/1.1 200 OK\r\n{header}Content-Length: 0\r\n\r\n");
+                let answer = format!("HTTP/1.1 {status}\r\n{header}Content-Length: 0\r\n\r\n");
                 stream.write_all(answer.as_bytes()).unwrap();
                 if matches!(ends, Ends::AfterASecondRequest | Ends::ForEver) {
                     request(&mut stream);
@@ -832,7 +848,7 @@ mod tests {
         };
         let sender = exporter.sender.clone();
         let mut requests = Requests::new(&sender, SystemTime::now());
-        let mut delivery = Delivery::default();
+        let mut delivery = exporter.begin();
         let deadline = Instant::now() + exporter.interval;
         for value in 0..points {
             let sample = Sample {
@@ -899,6 +915,26 @@ mod tests {
         assert_eq!((delivery.delivered, delivery.dropped), (3, 0));
         let why = delivery.unread.unwrap();
         assert_eq!(why, "the rest of it is too long to be read");
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_wants_a_pause_has_it() {
+        for (ends, longer_than_interval) in [(Ends::Later(90), true), (Ends::Later(9), false)] {
+            let (address, connections) = receiver(ends);
+            let mut exporter = exporter(address, Protocol::HttpProtobuf);
+            let export = export_points(&mut exporter, 700);
+            // Long enough for an answer, and as the agent's end does it.
+            let first = tokio::time::timeout(Duration::from_secs(2), export).await;
+            assert_eq!(first.is_ok(), longer_than_interval);
+            if let Ok(first) = first {
+                assert_eq!((first.delivered, first.dropped), (0, 700));
+                assert_eq!(first.why.unwrap(), "HTTP status 503");
+            }
+            let last = export_points(&mut exporter, 700).await;
+            assert_eq!((last.delivered, last.dropped), (0, 700));
+            assert_eq!(last.why.unwrap(), "the receiver wants to be left alone");
+            assert_eq!(connections.load(Ordering::SeqCst), 1);
+        }
     }
 
     #[test]
