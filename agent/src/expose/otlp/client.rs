@@ -62,7 +62,8 @@ pub(crate) enum Error {
 pub(super) struct Client {
     endpoint: Endpoint,
     protocol: Protocol,
-    headers: HeaderMap,
+    /// Of every request.
+    pub(super) headers: HeaderMap,
     tls: Option<TlsConnector>,
     connection: Option<Connection>,
     /// Names are looked up by a call that nothing can end, so there is never more than one at a time.
@@ -119,7 +120,11 @@ impl Client {
             headers.insert(name, HeaderValue::from_static(value));
         }
         for (name, value) in &options.headers.0 {
-            headers.append(name, value.clone());
+            if name == header::USER_AGENT {
+                headers.insert(name, value.clone());
+            } else {
+                headers.append(name, value.clone());
+            }
         }
         Ok(Self {
             endpoint,

@@ -143,6 +143,19 @@ impl Endpoint {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Headers(Vec<(HeaderName, HeaderValue)>);
 
+/// Headers that are the exporter's own, beside those whose names begin with one of `RESERVED_PREFIXES`.
+const RESERVED: [&str; 7] = [
+    "accept-encoding",
+    "connection",
+    "expect",
+    "host",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+const RESERVED_PREFIXES: [&str; 2] = ["content-", "grpc-"];
+
 /// Headers that can't be sent. Says nothing of their values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeadersError {
@@ -151,8 +164,11 @@ pub(crate) enum HeadersError {
         "header {0} is not a name and a value; allowed: name=value, separated by commas, values percent-encoded where needed (%2C is a comma)"
     )]
     NotAPair(usize),
-    /// One that is the exporter's own.
-    #[error("header {0} is set by the agent itself; allowed: any other")]
+    /// One that says what only the exporter knows, or changes how it is answered.
+    #[error(
+        "header {0} is not for the configuration to set; allowed: any but {list}, content-* and grpc-*",
+        list = RESERVED.join(", ")
+    )]
     Reserved(HeaderName),
 }
 
@@ -160,16 +176,6 @@ impl FromStr for Headers {
     type Err = HeadersError;
 
     fn from_str(text: &str) -> Result<Self, HeadersError> {
-        const RESERVED: [&str; 8] = [
-            "connection",
-            "content-encoding",
-            "content-length",
-            "content-type",
-            "host",
-            "te",
-            "transfer-encoding",
-            "upgrade",
-        ];
         let mut headers = Vec::new();
         for (index, pair) in text.split(',').enumerate() {
             let pair = pair.trim();
@@ -185,7 +191,10 @@ impl FromStr for Headers {
                 Some((name, value))
             };
             let (name, value) = header().ok_or(HeadersError::NotAPair(index + 1))?;
-            if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("grpc-") {
+            let mut prefixes = RESERVED_PREFIXES.iter();
+            if RESERVED.contains(&name.as_str())
+                || prefixes.any(|prefix| name.as_str().starts_with(prefix))
+            {
                 return Err(HeadersError::Reserved(name));
             }
             headers.push((name, value));
@@ -690,12 +699,24 @@ mod tests {
             assert_eq!(error, HeadersError::NotAPair(number), "{text}");
             assert!(!error.to_string().contains("secret"));
         }
-        for name in ["Content-Type", "host", "grpc-timeout"] {
+        for name in [
+            "Accept-Encoding",
+            "connection",
+            "Content-Type",
+            "content-language",
+            "expect",
+            "host",
+            "grpc-timeout",
+            "te",
+            "transfer-encoding",
+            "upgrade",
+        ] {
             let error = format!("{name}=x").parse::<Headers>().unwrap_err();
             assert_eq!(
                 error.to_string(),
                 format!(
-                    "header {} is set by the agent itself; allowed: any other",
+                    "header {} is not for the configuration to set; allowed: any but accept-encoding, connection, \
+                     expect, host, te, transfer-encoding, upgrade, content-* and grpc-*",
                     name.to_lowercase()
                 )
             );
@@ -719,6 +740,30 @@ mod tests {
             started: SystemTime::now(),
         };
         Exporter::new(&options(address, protocol), identity).unwrap()
+    }
+
+    #[test]
+    fn a_header_of_the_agents_own_is_replaced() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let headers = |text: &str| {
+            let mut options = options(address, Protocol::Grpc);
+            options.headers = text.parse().unwrap();
+            let client = Client::new(&options).unwrap();
+            let of = |name: &str| -> Vec<_> {
+                let values = client.headers.get_all(name).iter();
+                values
+                    .map(|value| value.to_str().unwrap().to_owned())
+                    .collect()
+            };
+            (of("user-agent"), of("x-a"))
+        };
+        let own = concat!("sentry/", env!("CARGO_PKG_VERSION")).to_owned();
+        assert_eq!(headers(""), (vec![own], vec![]));
+        let (user_agent, other) = headers("User-Agent=x,x-a=1,x-a=2");
+        assert_eq!(
+            (user_agent, other),
+            (vec!["x".to_owned()], vec!["1".to_owned(), "2".to_owned()])
+        );
     }
 
     /// What a receiver does with its connections.
