@@ -956,10 +956,30 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_long_answer_is_not_awaited() {
         let (address, _) = grpc_receiver(Ends::AfterASecondRequest, 300_000).await;
-        let delivery = export_points(&mut exporter(address, Protocol::Grpc), 3).await;
+        let mut exporter = exporter(address, Protocol::Grpc);
+        let delivery = export_points(&mut exporter, 3).await;
         assert_eq!((delivery.delivered, delivery.dropped), (3, 0));
-        let why = delivery.unread.unwrap();
+        let why = delivery.unread.as_deref().unwrap();
         assert_eq!(why, "the rest of it is too long to be read");
+        // That is said until an answer can be read again, and fails nothing.
+        let outcomes = |exporter: &Exporter| {
+            let exports = Outcome::ALL.map(|outcome| exporter.stats.exports_total(outcome));
+            (exporter.unread, exporter.failing, exports)
+        };
+        exporter.conclude(&delivery);
+        assert_eq!(outcomes(&exporter), (true, false, [1, 0, 0]));
+        let nothing = Delivery {
+            dropped: 3,
+            ..Delivery::default()
+        };
+        exporter.conclude(&nothing);
+        assert_eq!(outcomes(&exporter), (true, false, [1, 0, 1]));
+        let read = Delivery {
+            delivered: 3,
+            ..Delivery::default()
+        };
+        exporter.conclude(&read);
+        assert_eq!(outcomes(&exporter), (false, false, [2, 0, 1]));
     }
 
     #[tokio::test]
