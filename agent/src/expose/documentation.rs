@@ -197,7 +197,8 @@ fn formats() -> String {
          What took longer than 16 s is in the next bucket, up to {:.2} s: a quantile that falls there says that it was 16 s or more. \
          Counts and sums are exact. A counter reset is not told beforehand: it shows as it does for any counter.\n\
          - **Classic histograms** have a subset of the same edges as `le`, with `--metrics.buckets-per-octave`:\n\n{}\n\
-         In protobuf they stand beside the native ones, for a Prometheus that is told to keep both (`scrape_classic_histograms`, since 3.0 `always_scrape_classic_histograms`). One that reads protobuf and no native histograms, because of its `scrape_protocols` or \
+         In protobuf they stand beside the native ones. A Prometheus that takes native ones keeps both only where it is told to: 2.40 to 2.44 cannot, so leave `native-histograms` off there where the classic ones are wanted, as rules and dashboards want them; \
+         2.45 to 2.55 do with `scrape_classic_histograms: true`, and 3.0 and later with `always_scrape_classic_histograms: true`. One that reads protobuf and no native histograms, because of its `scrape_protocols` or \
          `--enable-feature=created-timestamp-zero-ingestion`, needs that setting as well: 3.5 takes no histogram of ours without it. \
          `--metrics.classic-histograms=false` leaves them out there; the text formats have no others, and always have them. `le` is written as Prometheus writes it when it reads protobuf, so that a bucket is the same series from every format.\n\n",
         table(

@@ -178,8 +178,9 @@ fn write_whole(text: &mut String, value: u64) {
     let _ = write!(text, "{value}");
 }
 
-/// Writes a number as Prometheus itself would write it. It makes labels of buckets' edges that come as numbers in
-/// protobuf, and a label that was written otherwise would be another series.
+/// Writes a number, and one below 1e6, which all edges of buckets are, as Prometheus itself would write it (from there on
+/// it has an exponent, `1e+06`). It makes labels of edges that come as numbers in protobuf, and a label that was written
+/// otherwise would be another series.
 pub(super) fn write_real(text: &mut String, value: f64) {
     let magnitude = value.abs();
     if value.is_infinite() {

@@ -6,7 +6,9 @@ use crate::exposition::{Exposition, as_f64};
 use crate::host::{Folder, disk_cgroup, label, output, socket_cgroup, turn, wait_for};
 use crate::load::{self, Server, assert_all};
 use bytes::Bytes;
+use flate2::Compression;
 use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use http::{HeaderMap, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
@@ -28,7 +30,7 @@ use sentry_bench::sandbox::{Cgroup, LoopDevice};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -240,6 +242,8 @@ enum Reply {
     Reject(i64),
     /// 503, or UNAVAILABLE.
     Unavailable,
+    /// The same, for a minute.
+    Later,
     /// 400, or `INVALID_ARGUMENT`.
     Refuse,
     Hang,
@@ -407,24 +411,33 @@ async fn answer(
     };
     let message = message.encode_to_vec();
     let (http, grpc) = match reply {
-        Reply::Unavailable => (503, "14"),
+        Reply::Unavailable | Reply::Later => (503, "14"),
         Reply::Refuse => (400, "3"),
         _ => (200, "0"),
     };
     Ok(match protocol {
         Protocol::Http => {
             let body = if http == 200 { message } else { Vec::new() };
-            let answer = Response::builder().status(http);
+            let mut answer = Response::builder().status(http);
+            if reply == Reply::Later {
+                answer = answer.header("retry-after", "60");
+            }
             answer.body(Full::new(body.into()).boxed()).unwrap()
         }
         Protocol::Grpc if grpc == "0" => {
-            let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-            let frame = [&[0], &length[..], &message].concat();
+            // As it was asked, which is what most servers do.
+            let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+            packed.write_all(&message).unwrap();
+            let packed = packed.finish().unwrap();
+            let length = u32::try_from(packed.len()).unwrap().to_be_bytes();
+            let frame = [&[1], &length[..], &packed].concat();
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", "0".parse().unwrap());
             let body = Full::new(Bytes::from(frame));
             let body = body.with_trailers(async { Some(Ok(trailers)) });
-            let answer = Response::builder().header("content-type", "application/grpc");
+            let answer = Response::builder()
+                .header("content-type", "application/grpc")
+                .header("grpc-encoding", "gzip");
             answer.body(body.boxed()).unwrap()
         }
         // All in the head, as servers do it.
@@ -683,6 +696,9 @@ fn receivers_get_the_numbers_of_a_scrape() {
             };
             assert_eq!((&*request.path, header("content-type")), (path, kind));
             assert_eq!(header(encoding), "gzip");
+            let accepted = request.headers.get("grpc-accept-encoding");
+            let expected = (protocol == Protocol::Grpc).then_some("gzip");
+            assert_eq!(accepted.map(|value| value.to_str().unwrap()), expected);
         }
         let scrape = agent.scrape();
         assert!(scrape.value(EXPORTS, &[("outcome", "success")]) >= 2.0);
@@ -768,6 +784,20 @@ fn a_receiver_that_is_not_ready_gets_the_same_again() {
         assert_eq!(said(&agent, why), 1, "{}", agent.log());
         agent.stop();
     }
+}
+
+#[test]
+fn a_receiver_that_wants_a_pause_has_it_at_the_end_too() {
+    turn!("a_receiver_that_wants_a_pause_has_it_at_the_end_too");
+    let receiver = Receiver::start(Protocol::Http, Reply::Later);
+    let flags = Protocol::Http.flags(receiver.address);
+    let agent = Agent::start(&format!("--probes tcp --otlp.interval 1s {flags}"));
+    wait_for("failure", PATIENCE, || {
+        let scrape = agent.scrape();
+        (scrape.count(EXPORTS, &[("outcome", "failed")]) == 1).then_some(())
+    });
+    agent.stop();
+    assert_eq!(receiver.count(), 1);
 }
 
 #[test]

@@ -4,13 +4,18 @@
 use std::{
     collections::hash_map::RandomState,
     hash::BuildHasher,
+    io::Read,
     time::{Duration, SystemTime},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use flate2::read::GzDecoder;
 use prost::Message;
 
 use super::message::{ExportMetricsServiceResponse, RetryInfo, Span, Status};
+
+/// What an answer's body may take, compressed and not.
+pub(super) const ANSWER_BYTES: usize = 256 * 1024;
 
 /// Characters of a receiver's words that are shown.
 const DETAIL_CHARACTERS: usize = 300;
@@ -28,6 +33,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 60);
 pub(super) enum Verdict {
     /// The receiver has it, but for the data points that it rejected.
     Delivered { rejected: u64, message: String },
+    /// The receiver says that it has it, but not in words that can be read, so it may have rejected some.
+    Unread(String),
     /// It may go better another time, after as long as the receiver says.
     Retry {
         after: Option<Duration>,
@@ -46,31 +53,48 @@ impl Verdict {
     }
 }
 
+/// The body of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Body<'a> {
+    /// At most `ANSWER_BYTES` of it.
+    pub(super) bytes: &'a [u8],
+    /// Whether there is no more of it.
+    pub(super) whole: bool,
+    /// `content-type`
+    pub(super) kind: &'a str,
+}
+
 /// An answer by HTTP. `retry_after` is the text of its header.
 pub(super) fn of_http(
     status: u16,
     retry_after: Option<&str>,
-    body: &[u8],
+    body: Body,
     now: SystemTime,
 ) -> Verdict {
     match status {
-        200..300 => delivered(body),
+        200..300 => delivered_by_http(body),
         429 | 502 | 503 | 504 => Verdict::Retry {
             after: retry_after.and_then(|text| pause(text, now)),
-            why: http_error(status, body),
+            why: http_error(status, body.bytes),
         },
-        _ => Verdict::Refused(http_error(status, body)),
+        _ => Verdict::Refused(http_error(status, body.bytes)),
     }
 }
 
-/// An answer by gRPC: the status of HTTP, that of gRPC with its words and details, and the message with its frame.
+/// An answer by gRPC: the status of HTTP, that of gRPC with its words and details, how the message is compressed if it
+/// is, and the message with its frame.
 pub(super) fn of_grpc(
     http: u16,
     status: Option<&str>,
     message: &str,
     details: Option<&str>,
-    body: &[u8],
+    encoding: Option<&str>,
+    body: Body,
 ) -> Verdict {
+    // Its status comes after it, and is a failure's only where there is nothing to say.
+    if status.is_none() && http == 200 && !body.whole && body.kind.starts_with("application/grpc") {
+        return Verdict::Unread(TOO_LONG.to_owned());
+    }
     let Some(status) = status.and_then(|status| status.parse::<u8>().ok()) else {
         // As gRPC says for what is in the way: <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>.
         let why = format!("HTTP status {http} and none of gRPC");
@@ -79,15 +103,20 @@ pub(super) fn of_grpc(
             _ => Verdict::Refused(why),
         };
     };
+    if status == 0 && !body.whole {
+        return Verdict::Unread(TOO_LONG.to_owned());
+    }
     if status == 0 {
-        // Without its frame: whether it is compressed, and its length.
-        return delivered(body.get(5..).unwrap_or_default());
+        return match framed(encoding, body.bytes) {
+            Ok(message) => delivered(&message),
+            Err(why) => Verdict::Unread(why),
+        };
     }
     let name = STATUS.get(usize::from(status)).unwrap_or(&"unknown");
-    let why = match shown(&unescaped(message)) {
-        words if words.is_empty() => format!("gRPC status {status} ({name})"),
-        words => format!("gRPC status {status} ({name}): {words}"),
-    };
+    let why = saying(
+        &format!("gRPC status {status} ({name})"),
+        &unescaped(message),
+    );
     let after = details.and_then(retry_delay);
     match status {
         // CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS
@@ -97,6 +126,8 @@ pub(super) fn of_grpc(
         _ => Verdict::Refused(why),
     }
 }
+
+const TOO_LONG: &str = "the rest of it is too long to be read";
 
 /// By the numbers of gRPC's statuses.
 const STATUS: [&str; 17] = [
@@ -119,13 +150,70 @@ const STATUS: [&str; 17] = [
     "unauthenticated",
 ];
 
-/// Some receivers answer with nothing, or with no protobuf; they have the request all the same.
+/// The message in gRPC's frame: whether it is compressed, and its length. Some receivers answer without any.
+fn framed(encoding: Option<&str>, body: &[u8]) -> Result<Vec<u8>, String> {
+    if body.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (compressed, message) = match body {
+        [flag @ (0 | 1), a, b, c, d, message @ ..]
+            if usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])) == Ok(message.len()) =>
+        {
+            (*flag == 1, message)
+        }
+        _ => return Err("it is not one whole message of gRPC".to_owned()),
+    };
+    match encoding {
+        _ if !compressed => Ok(message.to_vec()),
+        Some("gzip") => inflated(message),
+        Some(other) => Err(format!("it is compressed by {}", shown(other))),
+        None => Err("it is compressed, and does not say how".to_owned()),
+    }
+}
+
+fn inflated(gzip: &[u8]) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut bounded = GzDecoder::new(gzip).take(ANSWER_BYTES as u64 + 1);
+    match bounded.read_to_end(&mut bytes) {
+        Err(error) => Err(format!("gzip: {error}")),
+        Ok(length) if length > ANSWER_BYTES => Err(TOO_LONG.to_owned()),
+        Ok(_) => Ok(bytes),
+    }
+}
+
+/// What the receiver says of a request that it has. Some receivers say nothing.
 fn delivered(body: &[u8]) -> Verdict {
-    let response = ExportMetricsServiceResponse::decode(body).unwrap_or_default();
-    let partial = response.partial_success.unwrap_or_default();
-    Verdict::Delivered {
-        rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
-        message: shown(&partial.error_message),
+    match ExportMetricsServiceResponse::decode(body) {
+        Ok(response) => {
+            let partial = response.partial_success.unwrap_or_default();
+            Verdict::Delivered {
+                rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
+                message: shown(&partial.error_message),
+            }
+        }
+        Err(_) => Verdict::Unread(saying("it is no protobuf", &String::from_utf8_lossy(body))),
+    }
+}
+
+/// The same by HTTP, where a portal or a proxy may answer in the receiver's place, and some receivers in JSON.
+fn delivered_by_http(body: Body) -> Verdict {
+    let text = String::from_utf8_lossy(body.bytes);
+    let kind = body.kind.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("text/html") {
+        return Verdict::Unread(saying("it is a page", &text));
+    }
+    match text.trim() {
+        _ if !body.whole => Verdict::Unread(TOO_LONG.to_owned()),
+        "" | "{}" => delivered(&[]),
+        _ => delivered(body.bytes),
+    }
+}
+
+/// What it is, and the beginning of what it says.
+fn saying(what: &str, text: &str) -> String {
+    match shown(text) {
+        text if text.is_empty() => what.to_owned(),
+        text => format!("{what}: {text}"),
     }
 }
 
@@ -134,10 +222,7 @@ fn http_error(status: u16, body: &[u8]) -> String {
         Ok(Status { message, .. }) if !message.is_empty() => message,
         _ => String::from_utf8_lossy(body).into_owned(),
     };
-    match shown(&words) {
-        words if words.is_empty() => format!("HTTP status {status}"),
-        words => format!("HTTP status {status}: {words}"),
-    }
+    saying(&format!("HTTP status {status}"), &words)
 }
 
 /// The beginning, in one line.
@@ -226,12 +311,22 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
+    use std::{io::Write, time::UNIX_EPOCH};
+
+    use flate2::{Compression, write::GzEncoder};
 
     use super::super::message::{Any, ExportMetricsPartialSuccess};
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    fn whole(bytes: &[u8]) -> Body<'_> {
+        Body {
+            bytes,
+            whole: true,
+            kind: "application/x-protobuf",
+        }
+    }
 
     #[test]
     fn answers_by_http() {
@@ -246,7 +341,7 @@ mod tests {
                 (Some("soon"), None),
             ] {
                 assert_eq!(
-                    of_http(status, header, b"", now),
+                    of_http(status, header, whole(b""), now),
                     Verdict::Retry {
                         after,
                         why: format!("HTTP status {status}")
@@ -273,10 +368,10 @@ mod tests {
             (301, Vec::new(), "HTTP status 301"),
         ] {
             let expected = Verdict::Refused(why.to_owned());
-            assert_eq!(of_http(code, Some("1"), &body, now), expected);
+            assert_eq!(of_http(code, Some("1"), whole(&body), now), expected);
         }
         let long = Verdict::Refused(format!("HTTP status 404: {}", "x".repeat(300)));
-        assert_eq!(of_http(404, None, &[b'x'; 5000], now), long);
+        assert_eq!(of_http(404, None, whole(&[b'x'; 5000]), now), long);
     }
 
     #[test]
@@ -296,17 +391,207 @@ mod tests {
         assert_eq!(response.encode_to_vec(), body);
         let frame = [&[0, 0, 0, 0, 13], body.as_slice()].concat();
         assert_eq!(
-            of_http(200, None, &body, UNIX_EPOCH),
+            of_http(200, None, whole(&body), UNIX_EPOCH),
             delivered(3, "too old")
         );
         assert_eq!(
-            of_grpc(200, Some("0"), "", None, &frame),
+            of_grpc(200, Some("0"), "", None, None, whole(&frame)),
             delivered(3, "too old")
         );
         for body in [&b""[..], b"{}", b"\x0a\x00"] {
-            assert_eq!(of_http(202, None, body, UNIX_EPOCH), delivered(0, ""));
+            assert_eq!(
+                of_http(202, None, whole(body), UNIX_EPOCH),
+                delivered(0, "")
+            );
         }
-        assert_eq!(of_grpc(200, Some("0"), "", None, b""), delivered(0, ""));
+        assert_eq!(
+            of_grpc(200, Some("0"), "", None, None, whole(b"")),
+            delivered(0, "")
+        );
+    }
+
+    #[test]
+    fn an_answer_may_be_too_long() {
+        let cut = Body {
+            bytes: &vec![b'x'; ANSWER_BYTES],
+            whole: false,
+            kind: "application/grpc+proto",
+        };
+        let unread = Verdict::Unread(TOO_LONG.to_owned());
+        for code in [200, 202] {
+            assert_eq!(of_http(code, None, cut, UNIX_EPOCH), unread);
+        }
+        let why = format!("HTTP status 400: {}", "x".repeat(DETAIL_CHARACTERS));
+        let refused = Verdict::Refused(why);
+        assert_eq!(of_http(400, None, cut, UNIX_EPOCH), refused);
+
+        let by_grpc = |http, status, body| of_grpc(http, status, "", None, None, body);
+        // The status is among the trailers, which nobody has seen, or in the head.
+        assert_eq!(by_grpc(200, None, cut), unread);
+        assert_eq!(by_grpc(200, Some("0"), cut), unread);
+        let refused = Verdict::Refused("gRPC status 3 (invalid argument)".to_owned());
+        assert_eq!(by_grpc(200, Some("3"), cut), refused);
+        // What is no answer of gRPC takes nothing.
+        let page = Body {
+            kind: "text/html",
+            ..cut
+        };
+        for (http, body) in [(200, page), (404, cut)] {
+            let why = format!("HTTP status {http} and none of gRPC");
+            assert_eq!(by_grpc(http, None, body), Verdict::Refused(why));
+        }
+        let whole = by_grpc(200, None, whole(b"x"));
+        let why = "HTTP status 200 and none of gRPC".to_owned();
+        assert_eq!(whole, Verdict::Refused(why));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told() {
+        let by_http = |kind, bytes: &[u8]| {
+            let body = Body {
+                bytes,
+                whole: true,
+                kind,
+            };
+            of_http(200, None, body, UNIX_EPOCH)
+        };
+        let nothing = Verdict::Delivered {
+            rejected: 0,
+            message: String::new(),
+        };
+        let unread = |why: &str| Verdict::Unread(why.to_owned());
+        for kind in [
+            "",
+            "application/x-protobuf",
+            "application/json; charset=utf-8",
+        ] {
+            for body in ["", "{}", " {}\r\n", "\n"] {
+                assert_eq!(by_http(kind, body.as_bytes()), nothing, "{kind} {body:?}");
+            }
+            for (body, why) in [
+                ("<html>\nLog in", "it is no protobuf: <html> Log in"),
+                ("OK", "it is no protobuf: OK"),
+                (
+                    "{\"partialSuccess\":{}}",
+                    "it is no protobuf: {\"partialSuccess\":{}}",
+                ),
+            ] {
+                assert_eq!(by_http(kind, body.as_bytes()), unread(why), "{kind}");
+            }
+        }
+        for kind in ["text/html", "Text/HTML ;charset=utf-8"] {
+            assert_eq!(by_http(kind, b"Log in"), unread("it is a page: Log in"));
+            assert_eq!(by_http(kind, b""), unread("it is a page"));
+        }
+        let page = [0, 0, 0, 0, 6, b'<', b'h', b't', b'm', b'l', b'>'];
+        let by_grpc = of_grpc(200, Some("0"), "", None, None, whole(&page));
+        assert_eq!(by_grpc, unread("it is no protobuf: <html>"));
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(bytes).unwrap();
+        packed.finish().unwrap()
+    }
+
+    #[test]
+    fn messages_of_grpc_come_in_frames() {
+        let message = b"\x0a\x0b\x08\x03\x12\x07too old";
+        let frame = |flag: u8, message: &[u8]| {
+            let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+            [&[flag], &length[..], message].concat()
+        };
+        let told = Verdict::Delivered {
+            rejected: 3,
+            message: "too old".to_owned(),
+        };
+        let nothing = Verdict::Delivered {
+            rejected: 0,
+            message: String::new(),
+        };
+        let unread = |why: &str| Verdict::Unread(why.to_owned());
+        let torn = unread("it is not one whole message of gRPC");
+        let (plain, packed) = (frame(0, message), frame(1, &gzip(message)));
+        // Field 1 of the response, and in it a text of such a length that all is of as many bytes.
+        let long = |bytes: usize| {
+            let partial = ExportMetricsPartialSuccess {
+                rejected_data_points: 3,
+                error_message: "x".repeat(bytes),
+            };
+            let response = ExportMetricsServiceResponse {
+                partial_success: Some(partial),
+            };
+            response.encode_to_vec()
+        };
+        let over = long(ANSWER_BYTES).len() - ANSWER_BYTES;
+        let full = Verdict::Delivered {
+            rejected: 3,
+            message: "x".repeat(DETAIL_CHARACTERS),
+        };
+        let bomb = gzip(&vec![0; 16 << 20]);
+        assert!(bomb.len() < ANSWER_BYTES / 8, "{}", bomb.len());
+        for (name, encoding, body, expected) in [
+            ("plain", None, plain.clone(), &told),
+            ("not compressed", Some("gzip"), plain.clone(), &told),
+            ("compressed", Some("gzip"), packed.clone(), &told),
+            ("no message", None, Vec::new(), &nothing),
+            ("of nothing", None, frame(0, b""), &nothing),
+            (
+                "gzip of nothing",
+                Some("gzip"),
+                frame(1, &gzip(b"")),
+                &nothing,
+            ),
+            ("head alone", None, plain[..4].to_vec(), &torn),
+            ("truncated", None, plain[..17].to_vec(), &torn),
+            ("one byte more", None, [&plain[..], b"x"].concat(), &torn),
+            ("twice", None, [&plain[..], &plain].concat(), &torn),
+            ("another flag", None, frame(2, message), &torn),
+            (
+                "another compression",
+                Some("snappy"),
+                packed.clone(),
+                &unread("it is compressed by snappy"),
+            ),
+            (
+                "unknown compression",
+                None,
+                packed.clone(),
+                &unread("it is compressed, and does not say how"),
+            ),
+            (
+                "gzip cut off",
+                Some("gzip"),
+                frame(1, &gzip(message)[..20]),
+                &unread("gzip: incomplete deflate stream"),
+            ),
+            (
+                "no gzip",
+                Some("gzip"),
+                frame(1, message),
+                &unread("gzip: invalid gzip header"),
+            ),
+            (
+                "as long as may be",
+                Some("gzip"),
+                frame(1, &gzip(&long(ANSWER_BYTES - over))),
+                &full,
+            ),
+            (
+                "too long",
+                Some("gzip"),
+                frame(1, &gzip(&long(ANSWER_BYTES - over + 1))),
+                &unread(TOO_LONG),
+            ),
+            ("bomb", Some("gzip"), frame(1, &bomb), &unread(TOO_LONG)),
+        ] {
+            let found = of_grpc(200, Some("0"), "", None, encoding, whole(&body));
+            assert_eq!(&found, expected, "{name}");
+        }
+        // A failure is told by its status, whatever is in its frame.
+        let failed = of_grpc(200, Some("3"), "", None, None, whole(&plain[..4]));
+        let refused = Verdict::Refused("gRPC status 3 (invalid argument)".to_owned());
+        assert_eq!(failed, refused);
     }
 
     #[test]
@@ -346,8 +631,8 @@ mod tests {
             (99, false, false),
         ] {
             let status = code.to_string();
-            let plain = of_grpc(200, Some(&status), "a%20b", None, b"");
-            let timed = of_grpc(200, Some(&status), "a%20b", Some(&info), b"");
+            let plain = of_grpc(200, Some(&status), "a%20b", None, None, whole(b""));
+            let timed = of_grpc(200, Some(&status), "a%20b", Some(&info), None, whole(b""));
             let name = STATUS.get(code).unwrap_or(&"unknown");
             let why = format!("gRPC status {code} ({name}): a b");
             let retry = |after| Verdict::Retry {
@@ -361,12 +646,21 @@ mod tests {
         }
         for bad in ["?", &details("type.googleapis.com/google.rpc.ErrorInfo")] {
             let expected = Verdict::Refused("gRPC status 8 (resource exhausted)".to_owned());
-            assert_eq!(of_grpc(200, Some("8"), "", Some(bad), b""), expected);
+            assert_eq!(
+                of_grpc(200, Some("8"), "", Some(bad), None, whole(b"")),
+                expected
+            );
         }
         let why = "HTTP status 503 and none of gRPC";
-        assert_eq!(of_grpc(503, None, "", None, b""), Verdict::retry(why));
+        assert_eq!(
+            of_grpc(503, None, "", None, None, whole(b"")),
+            Verdict::retry(why)
+        );
         let why = "HTTP status 404 and none of gRPC".to_owned();
-        assert_eq!(of_grpc(404, None, "", None, b""), Verdict::Refused(why));
+        assert_eq!(
+            of_grpc(404, None, "", None, None, whole(b"")),
+            Verdict::Refused(why)
+        );
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::{
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::{
-    body::Incoming,
+    body::{Frame, Incoming},
     client::conn::{http1, http2},
     rt::{Read, Write},
 };
@@ -27,11 +27,11 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     Endpoint, Options, Protocol,
-    answer::{Verdict, of_grpc, of_http, shown},
+    answer::{ANSWER_BYTES, Body, Verdict, of_grpc, of_http, shown},
 };
 
-/// What an answer may take, head and body each.
-const ANSWER_BYTES: u16 = 16 * 1024;
+/// What the head of an answer may take.
+const HEAD_BYTES: u16 = 16 * 1024;
 
 /// The method that gRPC calls.
 pub(super) const GRPC_PATH: &str =
@@ -62,7 +62,8 @@ pub(crate) enum Error {
 pub(super) struct Client {
     endpoint: Endpoint,
     protocol: Protocol,
-    headers: HeaderMap,
+    /// Of every request.
+    pub(super) headers: HeaderMap,
     tls: Option<TlsConnector>,
     connection: Option<Connection>,
     /// Names are looked up by a call that nothing can end, so there is never more than one at a time.
@@ -112,13 +113,18 @@ impl Client {
                 (header::CONTENT_TYPE, "application/grpc+proto"),
                 (header::TE, "trailers"),
                 (HeaderName::from_static("grpc-encoding"), "gzip"),
+                (HeaderName::from_static("grpc-accept-encoding"), "gzip"),
             ],
         };
         for (name, value) in own {
             headers.insert(name, HeaderValue::from_static(value));
         }
         for (name, value) in &options.headers.0 {
-            headers.append(name, value.clone());
+            if name == header::USER_AGENT {
+                headers.insert(name, value.clone());
+            } else {
+                headers.append(name, value.clone());
+            }
         }
         Ok(Self {
             endpoint,
@@ -147,38 +153,54 @@ impl Client {
         Ok(packed.into())
     }
 
-    /// Sends a packed message once. What comes of it is one attempt, however it ends; a time limit is the caller's.
+    /// Sends a packed message. What comes of it is one attempt, however it ends; a time limit is the caller's.
     pub(super) async fn send(&mut self, body: Bytes) -> Verdict {
         // Until the answer is whole, the connection is not there for another request.
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => match self.connect().await {
-                Ok(connection) => connection,
-                Err(why) => return Verdict::retry(why),
-            },
+        if let Some(connection) = self.connection.take() {
+            match self.exchange(connection, body.clone()).await {
+                Ok(verdict) => return verdict,
+                Err(error) if error.is_parse() => return lost(&error),
+                // A receiver may end a connection after any answer, which says nothing of this request. If it has it,
+                // it gets the same values twice.
+                Err(_) => {}
+            }
+        }
+        let connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(why) => return Verdict::retry(why),
         };
+        let verdict = self.exchange(connection, body).await;
+        verdict.unwrap_or_else(|error| lost(&error))
+    }
+
+    /// Sends a packed message by a connection, and keeps that for the next one where it can be used again.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    async fn exchange(
+        &mut self,
+        mut connection: Connection,
+        body: Bytes,
+    ) -> Result<Verdict, hyper::Error> {
         let Ok(request) = self.request(body) else {
-            return Verdict::Refused("no request can be made of the endpoint's URL".to_owned());
+            let why = "no request can be made of the endpoint's URL";
+            return Ok(Verdict::Refused(why.to_owned()));
         };
         let answer = match &mut connection {
-            Connection::Http1(sender) => match sender.ready().await {
-                Ok(()) => sender.send_request(request).await,
-                Err(error) => Err(error),
-            },
-            Connection::Http2(sender) => match sender.ready().await {
-                Ok(()) => sender.send_request(request).await,
-                Err(error) => Err(error),
-            },
-        };
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => return Verdict::retry(Chain(&error).to_string()),
+            Connection::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Connection::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
         };
         let (verdict, whole) = self.judge(answer).await;
         if whole {
             self.connection = Some(connection);
         }
-        verdict
+        Ok(verdict)
     }
 
     /// Ends the connection, if there is one.
@@ -246,7 +268,7 @@ impl Client {
         Ok(match self.protocol {
             Protocol::HttpProtobuf => {
                 let mut http = http1::Builder::new();
-                let http = http.max_buf_size(ANSWER_BYTES.into()).handshake(io);
+                let http = http.max_buf_size(HEAD_BYTES.into()).handshake(io);
                 let (sender, connection) = http.await.map_err(shown)?;
                 // Its errors are those of the requests.
                 tokio::spawn(connection);
@@ -256,7 +278,7 @@ impl Client {
                 let mut http = http2::Builder::new(TokioExecutor::new());
                 http.initial_stream_window_size(65_535)
                     .initial_connection_window_size(65_535)
-                    .max_header_list_size(ANSWER_BYTES.into())
+                    .max_header_list_size(HEAD_BYTES.into())
                     .max_send_buf_size(64 * 1024);
                 let (sender, connection) = http.handshake(io).await.map_err(shown)?;
                 tokio::spawn(connection);
@@ -267,37 +289,53 @@ impl Client {
 
     /// What an answer means, and whether the connection can be used again.
     async fn judge(&self, answer: Response<Incoming>) -> (Verdict, bool) {
-        let (head, body) = answer.into_parts();
-        let body = match Limited::new(body, ANSWER_BYTES.into()).collect().await {
-            Ok(body) => Some(body),
-            // The rest of an answer is not needed to know what it means.
-            Err(error) if error.is::<LengthLimitError>() => None,
-            Err(error) => return (Verdict::retry(Chain(&*error).to_string()), false),
-        };
-        let whole = body.is_some();
-        let trailers = body.as_ref().and_then(|body| body.trailers().cloned());
-        let bytes = body.map(http_body_util::Collected::to_bytes);
-        let bytes = bytes.unwrap_or_default();
+        let (head, mut body) = answer.into_parts();
+        let (mut bytes, mut trailers, mut whole) = (Vec::new(), None, true);
+        while let Some(frame) = body.frame().await {
+            let frame = match frame.map(Frame::into_data) {
+                Ok(frame) => frame,
+                Err(error) => return (lost(&error), false),
+            };
+            match frame {
+                Ok(data) => {
+                    let room = ANSWER_BYTES - bytes.len();
+                    bytes.extend_from_slice(&data[..data.len().min(room)]);
+                    whole = data.len() <= room;
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+            if !whole {
+                break;
+            }
+        }
         let text = |name: &str| {
             // An answer without a body has the trailers in its head.
             let trailers = trailers.iter().find_map(|trailers| trailers.get(name));
             trailers.or(head.headers.get(name))?.to_str().ok()
         };
         let status = head.status.as_u16();
+        let body = Body {
+            bytes: &bytes,
+            whole,
+            kind: text("content-type").unwrap_or_default(),
+        };
         let verdict = match self.protocol {
-            Protocol::HttpProtobuf => {
-                of_http(status, text("retry-after"), &bytes, SystemTime::now())
-            }
+            Protocol::HttpProtobuf => of_http(status, text("retry-after"), body, SystemTime::now()),
             Protocol::Grpc => of_grpc(
                 status,
                 text("grpc-status"),
                 text("grpc-message").unwrap_or_default(),
                 text("grpc-status-details-bin"),
-                &bytes,
+                text("grpc-encoding"),
+                body,
             ),
         };
         (verdict, whole)
     }
+}
+
+fn lost(error: &hyper::Error) -> Verdict {
+    Verdict::retry(Chain(error).to_string())
 }
 
 /// TLS as the receiver is to be trusted: by the authorities of a file, or by the system's.

@@ -77,7 +77,9 @@ impl<'a> Requests<'a> {
         }
         let start = sample.created.unwrap_or(self.sender.started);
         let attributes = attributes(&name, sample);
-        let (start, time) = (unix_nano(start), self.time_unix_nano);
+        let time = self.time_unix_nano;
+        // The clock may have been set back since.
+        let start = unix_nano(start).min(time);
         let data = self
             .metrics
             .last_mut()
@@ -456,6 +458,11 @@ mod tests {
         #[allow(clippy::cast_precision_loss)]
         let most = Number::Double(u64::MAX as f64);
         assert_eq!(only(counter, &later).data, sum(point(4, most), true));
+
+        let mut ahead = whole(7);
+        ahead.created = Some(at(12));
+        let no_later = sum(point(9, Number::Int(7)), true);
+        assert_eq!(only(counter, &ahead).data, no_later);
 
         let seconds = family("process_cpu_seconds_total", Kind::Counter);
         let found = only(seconds, &sample(&[], Value::Real(0.5)));

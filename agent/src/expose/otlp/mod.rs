@@ -143,6 +143,19 @@ impl Endpoint {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Headers(Vec<(HeaderName, HeaderValue)>);
 
+/// Headers that are the exporter's own, beside those whose names begin with one of `RESERVED_PREFIXES`.
+const RESERVED: [&str; 7] = [
+    "accept-encoding",
+    "connection",
+    "expect",
+    "host",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+const RESERVED_PREFIXES: [&str; 2] = ["content-", "grpc-"];
+
 /// Headers that can't be sent. Says nothing of their values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeadersError {
@@ -151,8 +164,11 @@ pub(crate) enum HeadersError {
         "header {0} is not a name and a value; allowed: name=value, separated by commas, values percent-encoded where needed (%2C is a comma)"
     )]
     NotAPair(usize),
-    /// One that is the exporter's own.
-    #[error("header {0} is set by the agent itself; allowed: any other")]
+    /// One that says what only the exporter knows, or changes how it is answered.
+    #[error(
+        "header {0} is not for the configuration to set; allowed: any but {list}, content-* and grpc-*",
+        list = RESERVED.join(", ")
+    )]
     Reserved(HeaderName),
 }
 
@@ -160,16 +176,6 @@ impl FromStr for Headers {
     type Err = HeadersError;
 
     fn from_str(text: &str) -> Result<Self, HeadersError> {
-        const RESERVED: [&str; 8] = [
-            "connection",
-            "content-encoding",
-            "content-length",
-            "content-type",
-            "host",
-            "te",
-            "transfer-encoding",
-            "upgrade",
-        ];
         let mut headers = Vec::new();
         for (index, pair) in text.split(',').enumerate() {
             let pair = pair.trim();
@@ -185,7 +191,10 @@ impl FromStr for Headers {
                 Some((name, value))
             };
             let (name, value) = header().ok_or(HeadersError::NotAPair(index + 1))?;
-            if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("grpc-") {
+            let mut prefixes = RESERVED_PREFIXES.iter();
+            if RESERVED.contains(&name.as_str())
+                || prefixes.any(|prefix| name.as_str().starts_with(prefix))
+            {
                 return Err(HeadersError::Reserved(name));
             }
             headers.push((name, value));
@@ -266,6 +275,8 @@ pub(crate) struct Exporter {
     /// Whether the log has said that it fails.
     failing: bool,
     succeeded: bool,
+    /// Whether the log has said that its answers cannot be read.
+    unread: bool,
     /// The receiver wants to be left alone until then.
     not_before: Option<Instant>,
 }
@@ -331,6 +342,7 @@ impl Exporter {
             stats: Arc::default(),
             failing: false,
             succeeded: false,
+            unread: false,
             not_before: None,
         })
     }
@@ -371,7 +383,7 @@ impl Exporter {
                 () = self.export(metrics, next) => false,
                 _ = &mut stop => true,
             };
-            let next = self.not_before.take().map_or(next, |pause| pause.max(next));
+            let next = self.not_before.map_or(next, |pause| pause.max(next));
             let stopped = stopped
                 || tokio::select! {
                     () = sleep_until(next) => false,
@@ -391,7 +403,7 @@ impl Exporter {
         let parts = source.parts();
         let sender = self.sender.clone();
         let mut requests = Requests::new(&sender, SystemTime::now());
-        let mut delivery = Delivery::default();
+        let mut delivery = self.begin();
         let mut own = Vec::new();
         source.own(|family, samples| {
             for sample in samples {
@@ -417,6 +429,16 @@ impl Exporter {
         self.conclude(&delivery);
     }
 
+    /// Only the last export comes before the end of a pause, and is then not sent.
+    fn begin(&self) -> Delivery {
+        let pause = self.not_before.is_some_and(|end| end > Instant::now());
+        Delivery {
+            given_up: pause,
+            why: pause.then(|| "the receiver wants to be left alone".to_owned()),
+            ..Delivery::default()
+        }
+    }
+
     async fn deliver(&mut self, request: Request, deadline: Instant, delivery: &mut Delivery) {
         if delivery.given_up {
             delivery.dropped += request.points;
@@ -424,7 +446,11 @@ impl Exporter {
         }
         let points = request.points;
         match self.attempt(request, deadline).await {
-            Ok((rejected, message)) => {
+            Ok(Taken::Unread(why)) => {
+                delivery.delivered += points;
+                delivery.unread = Some(why);
+            }
+            Ok(Taken::But(rejected, message)) => {
                 delivery.delivered += points.saturating_sub(rejected);
                 delivery.dropped += rejected.min(points);
                 if rejected > 0 {
@@ -441,13 +467,8 @@ impl Exporter {
         }
     }
 
-    /// Sends a request until the receiver has it, refuses it, or the time is over; how many of its points it rejected,
-    /// and what it said of that.
-    async fn attempt(
-        &mut self,
-        request: Request,
-        deadline: Instant,
-    ) -> Result<(u64, String), Failure> {
+    /// Sends a request until the receiver has it, refuses it, or the time is over.
+    async fn attempt(&mut self, request: Request, deadline: Instant) -> Result<Taken, Failure> {
         let refused = |why| Failure { why, ended: false };
         let packed = self.client.packed(&request.body);
         let body = packed.map_err(|error| refused(error.to_string()))?;
@@ -458,7 +479,10 @@ impl Exporter {
             let verdict = timeout_at(end, self.client.send(body.clone())).await;
             let verdict = verdict.unwrap_or_else(|_| Verdict::retry("no answer in time"));
             let (after, why) = match verdict {
-                Verdict::Delivered { rejected, message } => return Ok((rejected, message)),
+                Verdict::Delivered { rejected, message } => {
+                    return Ok(Taken::But(rejected, message));
+                }
+                Verdict::Unread(why) => return Ok(Taken::Unread(why)),
                 Verdict::Refused(why) => return Err(refused(why)),
                 Verdict::Retry { after, why } => (after, why),
             };
@@ -467,8 +491,8 @@ impl Exporter {
                 self.warn(&why);
             }
             let next = Instant::now() + backoff.next_wait(after);
+            self.not_before = after.is_some().then_some(next);
             if next >= deadline {
-                self.not_before = after.is_some().then_some(next);
                 return Err(Failure { why, ended: true });
             }
             sleep_until(next).await;
@@ -482,6 +506,18 @@ impl Exporter {
             (_, _) => Outcome::Partial,
         };
         self.stats.count(outcome, delivery.dropped);
+        if let Some(why) = &delivery.unread
+            && !self.unread
+        {
+            let endpoint = &self.endpoint;
+            tracing::warn!(
+                "metrics for {endpoint} count as delivered, but its answer cannot be read: {why}"
+            );
+        }
+        // An export of which nothing arrives says nothing of answers.
+        if delivery.delivered > 0 {
+            self.unread = delivery.unread.is_some();
+        }
         if let Some(why) = &delivery.why {
             self.warn(why);
             return;
@@ -507,8 +543,18 @@ struct Delivery {
     dropped: u64,
     /// Why something was dropped, last.
     why: Option<String>,
+    /// Why an answer to what was delivered cannot be read, last.
+    unread: Option<String>,
     /// Its time is over.
     given_up: bool,
+}
+
+/// The receiver has a request.
+enum Taken {
+    /// All but so many of its points, and what it said of that.
+    But(u64, String),
+    /// Its answer cannot be read, for this reason.
+    Unread(String),
 }
 
 /// A request was not delivered.
@@ -520,7 +566,22 @@ struct Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        io::{Read, Write},
+        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        sync::atomic::AtomicUsize,
+    };
+
+    use bytes::Bytes;
+    use http::{HeaderMap, Response};
+    use http_body_util::{BodyExt, Full};
+    use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::sync::Notify;
+
     use super::*;
+    use crate::expose::model::{Family, Kind, Sample, Value};
 
     #[test]
     fn urls_of_receivers() {
@@ -638,15 +699,306 @@ mod tests {
             assert_eq!(error, HeadersError::NotAPair(number), "{text}");
             assert!(!error.to_string().contains("secret"));
         }
-        for name in ["Content-Type", "host", "grpc-timeout"] {
+        for name in [
+            "Accept-Encoding",
+            "connection",
+            "Content-Type",
+            "content-language",
+            "expect",
+            "host",
+            "grpc-timeout",
+            "te",
+            "transfer-encoding",
+            "upgrade",
+        ] {
             let error = format!("{name}=x").parse::<Headers>().unwrap_err();
             assert_eq!(
                 error.to_string(),
                 format!(
-                    "header {} is set by the agent itself; allowed: any other",
+                    "header {} is not for the configuration to set; allowed: any but accept-encoding, connection, \
+                     expect, host, te, transfer-encoding, upgrade, content-* and grpc-*",
                     name.to_lowercase()
                 )
             );
+        }
+    }
+
+    fn options(address: SocketAddr, protocol: Protocol) -> Options {
+        Options {
+            endpoint: format!("http://{address}").parse().unwrap(),
+            protocol,
+            interval: Duration::from_secs(60),
+            headers: Headers::default(),
+            ca_file: None,
+        }
+    }
+
+    fn exporter(address: SocketAddr, protocol: Protocol) -> Exporter {
+        let identity = Identity {
+            host: "host".to_owned(),
+            node: None,
+            started: SystemTime::now(),
+        };
+        Exporter::new(&options(address, protocol), identity).unwrap()
+    }
+
+    #[test]
+    fn a_header_of_the_agents_own_is_replaced() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let headers = |text: &str| {
+            let mut options = options(address, Protocol::Grpc);
+            options.headers = text.parse().unwrap();
+            let client = Client::new(&options).unwrap();
+            let of = |name: &str| -> Vec<_> {
+                let values = client.headers.get_all(name).iter();
+                values
+                    .map(|value| value.to_str().unwrap().to_owned())
+                    .collect()
+            };
+            (of("user-agent"), of("x-a"))
+        };
+        let own = concat!("sentry/", env!("CARGO_PKG_VERSION")).to_owned();
+        assert_eq!(headers(""), (vec![own], vec![]));
+        let (user_agent, other) = headers("User-Agent=x,x-a=1,x-a=2");
+        assert_eq!(
+            (user_agent, other),
+            (vec!["x".to_owned()], vec!["1".to_owned(), "2".to_owned()])
+        );
+    }
+
+    /// What a receiver does with its connections.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Ends {
+        /// The first answer says that it is the last one.
+        Announced,
+        /// It ends after the first answer.
+        Silently,
+        /// It ends instead of a second answer.
+        AfterASecondRequest,
+        /// The same, and only the first one of all answers at all.
+        ForEver,
+        /// The first answer says to come back after so many seconds.
+        Later(u8),
+    }
+
+    /// Reads a request; false where the connection ends instead.
+    fn request(stream: &mut TcpStream) -> bool {
+        let mut bytes = Vec::new();
+        loop {
+            if let Some(head) = bytes.windows(4).position(|end| end == b"\r\n\r\n") {
+                let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+                let mut lines = text.lines();
+                let length = lines.find_map(|line| line.strip_prefix("content-length: "));
+                let length: usize = length.unwrap().parse().unwrap();
+                if bytes.len() == head + 4 + length {
+                    return true;
+                }
+            }
+            let mut more = [0; 4096];
+            match stream.read(&mut more) {
+                Ok(0) | Err(_) => return false,
+                Ok(length) => bytes.extend(&more[..length]),
+            }
+        }
+    }
+
+    /// A receiver by HTTP, and how many connections it has had so far.
+    fn receiver(ends: Ends) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&connections);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let before = seen.fetch_add(1, Ordering::SeqCst);
+                if !request(&mut stream) || (ends == Ends::ForEver && before > 0) {
+                    continue;
+                }
+                let (status, header) = match ends {
+                    Ends::Announced => ("200 OK", "Connection: close\r\n".to_owned()),
+                    Ends::Later(seconds) => {
+                        let header = format!("Retry-After: {seconds}\r\n");
+                        ("503 Service Unavailable", header)
+                    }
+                    _ => ("200 OK", String::new()),
+                };
+                let answer = format!("HTTP/1.1 {status}\r\n{header}Content-Length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).unwrap();
+                if matches!(ends, Ends::AfterASecondRequest | Ends::ForEver) {
+                    request(&mut stream);
+                }
+            }
+        });
+        (address, connections)
+    }
+
+    /// A receiver by gRPC. Announced is by GOAWAY; answers have so many bytes.
+    async fn grpc_receiver(ends: Ends, bytes: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let listener = listener.await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                seen.fetch_add(1, Ordering::SeqCst);
+                let end = Arc::new(Notify::new());
+                let (ending, requests) = (Arc::clone(&end), Arc::new(AtomicUsize::new(0)));
+                let service = service_fn(move |request: http::Request<Incoming>| {
+                    let (ending, requests) = (Arc::clone(&ending), Arc::clone(&requests));
+                    async move {
+                        request.into_body().collect().await.unwrap();
+                        let before = requests.fetch_add(1, Ordering::SeqCst);
+                        if ends == Ends::Announced {
+                            ending.notify_one();
+                        } else if before > 0 {
+                            ending.notify_one();
+                            std::future::pending::<()>().await;
+                        }
+                        let mut trailers = HeaderMap::new();
+                        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                        let body = Full::new(Bytes::from(vec![0; bytes]));
+                        let body = body.with_trailers(async { Some(Ok(trailers)) });
+                        let answer = Response::builder().header("content-type", "application/grpc");
+                        Ok::<_, Infallible>(answer.body(body).unwrap())
+                    }
+                });
+                let http = http2::Builder::new(TokioExecutor::new());
+                let connection = http.serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(async move {
+                    let mut connection = std::pin::pin!(connection);
+                    tokio::select! {
+                        _ = &mut connection => return,
+                        () = end.notified() => {}
+                    }
+                    if ends == Ends::AfterASecondRequest {
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                });
+            }
+        });
+        (address, connections)
+    }
+
+    /// Exports that many data points.
+    async fn export_points(exporter: &mut Exporter, points: u64) -> Delivery {
+        const FAMILY: Family = Family {
+            name: "sentry_series_evicted_total",
+            help: "Help",
+            kind: Kind::Counter,
+        };
+        let sender = exporter.sender.clone();
+        let mut requests = Requests::new(&sender, SystemTime::now());
+        let mut delivery = exporter.begin();
+        let deadline = Instant::now() + exporter.interval;
+        for value in 0..points {
+            let sample = Sample {
+                labels: Vec::new(),
+                value: Value::Whole(value),
+                created: None,
+            };
+            if let Some(request) = requests.add(&FAMILY, &sample) {
+                exporter.deliver(request, deadline, &mut delivery).await;
+            }
+        }
+        if let Some(request) = requests.take() {
+            exporter.deliver(request, deadline, &mut delivery).await;
+        }
+        delivery
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_ended_is_made_anew() {
+        let sent = async |address, protocol, case| {
+            let mut exporter = exporter(address, protocol);
+            let delivery = export_points(&mut exporter, 1200).await;
+            assert_eq!(
+                (delivery.delivered, delivery.dropped),
+                (1200, 0),
+                "{case:?}"
+            );
+            assert_eq!((delivery.why, delivery.unread), (None, None), "{case:?}");
+            // Any attempt that fails is warned of before the first success, and waited after.
+            assert!(!exporter.failing, "{case:?}");
+        };
+        for ends in [Ends::Announced, Ends::Silently, Ends::AfterASecondRequest] {
+            let (address, connections) = receiver(ends);
+            sent(address, Protocol::HttpProtobuf, ends).await;
+            assert_eq!(connections.load(Ordering::SeqCst), 3, "{ends:?}");
+        }
+        let (address, connections) = grpc_receiver(Ends::AfterASecondRequest, 0).await;
+        sent(address, Protocol::Grpc, Ends::AfterASecondRequest).await;
+        assert_eq!(connections.load(Ordering::SeqCst), 3);
+        // A second request may come before GOAWAY does, and is then answered.
+        let (address, connections) = grpc_receiver(Ends::Announced, 0).await;
+        sent(address, Protocol::Grpc, Ends::Announced).await;
+        assert!(connections.load(Ordering::SeqCst) > 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_is_sent_anew_once() {
+        let (address, connections) = receiver(Ends::ForEver);
+        let mut client = Client::new(&options(address, Protocol::HttpProtobuf)).unwrap();
+        let body = client.packed(b"").unwrap();
+        for connected in [1, 2, 3] {
+            let verdict = client.send(body.clone()).await;
+            let delivered = matches!(verdict, Verdict::Delivered { .. });
+            let failed = matches!(verdict, Verdict::Retry { after: None, .. });
+            assert_eq!((delivered, failed), (connected == 1, connected > 1));
+            assert_eq!(connections.load(Ordering::SeqCst), connected);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_long_answer_is_not_awaited() {
+        let (address, _) = grpc_receiver(Ends::AfterASecondRequest, 300_000).await;
+        let mut exporter = exporter(address, Protocol::Grpc);
+        let delivery = export_points(&mut exporter, 3).await;
+        assert_eq!((delivery.delivered, delivery.dropped), (3, 0));
+        let why = delivery.unread.as_deref().unwrap();
+        assert_eq!(why, "the rest of it is too long to be read");
+        // That is said until an answer can be read again, and fails nothing.
+        let outcomes = |exporter: &Exporter| {
+            let exports = Outcome::ALL.map(|outcome| exporter.stats.exports_total(outcome));
+            (exporter.unread, exporter.failing, exports)
+        };
+        exporter.conclude(&delivery);
+        assert_eq!(outcomes(&exporter), (true, false, [1, 0, 0]));
+        let nothing = Delivery {
+            dropped: 3,
+            ..Delivery::default()
+        };
+        exporter.conclude(&nothing);
+        assert_eq!(outcomes(&exporter), (true, false, [1, 0, 1]));
+        let read = Delivery {
+            delivered: 3,
+            ..Delivery::default()
+        };
+        exporter.conclude(&read);
+        assert_eq!(outcomes(&exporter), (false, false, [2, 0, 1]));
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_wants_a_pause_has_it() {
+        for (ends, longer_than_interval) in [(Ends::Later(90), true), (Ends::Later(9), false)] {
+            let (address, connections) = receiver(ends);
+            let mut exporter = exporter(address, Protocol::HttpProtobuf);
+            let export = export_points(&mut exporter, 700);
+            // Long enough for an answer, and as the agent's end does it.
+            let first = tokio::time::timeout(Duration::from_secs(2), export).await;
+            assert_eq!(first.is_ok(), longer_than_interval);
+            if let Ok(first) = first {
+                assert_eq!((first.delivered, first.dropped), (0, 700));
+                assert_eq!(first.why.unwrap(), "HTTP status 503");
+            }
+            let last = export_points(&mut exporter, 700).await;
+            assert_eq!((last.delivered, last.dropped), (0, 700));
+            assert_eq!(last.why.unwrap(), "the receiver wants to be left alone");
+            assert_eq!(connections.load(Ordering::SeqCst), 1);
         }
     }
 
