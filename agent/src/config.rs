@@ -852,7 +852,7 @@ fn parse_exemplars(value: &str) -> Result<Exemplars, &'static str> {
     };
     slow.filter(|slow| !slow.is_zero())
         .map(Exemplars::Slow)
-        .ok_or("off, auto, or a number above 0 and its unit, us, ms, s or m, such as 10ms")
+        .ok_or("allowed: off, auto, or a number above 0 and its unit, us, ms, s or m, such as 10ms")
 }
 
 fn parse_duration(value: &str) -> Option<Duration> {
@@ -1440,7 +1440,7 @@ mod tests {
         );
     }
 
-    const ALL_ENV: [(&str, &str); 28] = [
+    const ALL_ENV: [(&str, &str); 30] = [
         ("SENTRY_WEB_CONFIG_FILE", "/web.yml"),
         ("SENTRY_WEB_ENABLE_LIFECYCLE", "true"),
         ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
@@ -1450,6 +1450,8 @@ mod tests {
         ("SENTRY_PROBES", "disk"),
         ("SENTRY_TCP_HOOK", "tp_btf"),
         ("SENTRY_DISK_HOOK", "raw_tp"),
+        ("SENTRY_TCP_EXEMPLARS", "auto"),
+        ("SENTRY_DISK_EXEMPLARS", "250us"),
         ("SENTRY_BTF", "/btf"),
         ("SENTRY_SERIES_MAX", "512"),
         ("SENTRY_SERIES_RETENTION", "90s"),
@@ -1924,6 +1926,7 @@ mod tests {
         let expected = Config {
             probes: vec!["gpu".into()],
             hooks,
+            exemplars: BTreeMap::new(),
             ..defaults()
         };
         assert_eq!(command, Command::Agent(expected));
@@ -2022,6 +2025,26 @@ mod tests {
                 "kubernetes.kubeconfig and kubernetes.pod-labels have no effect without kubernetes.node"
             ]
         );
+    }
+
+    #[test]
+    fn exemplars() {
+        let of =
+            |value: &str| agent(&format!("--tcp.exemplars {value}"), &[], None).exemplars["tcp"];
+        let slow = |us| Exemplars::Slow(Duration::from_micros(us));
+        assert_eq!(of("off"), Exemplars::Off);
+        assert_eq!(of("auto"), Exemplars::Auto);
+        assert_eq!(of("1us"), slow(1));
+        assert_eq!(of("10ms"), slow(10_000));
+        assert_eq!(of("2s"), slow(2_000_000));
+        for wrong in ["on", "", "0ms", "0us", "10", "ms", "-1s", "1.5s", "us"] {
+            assert_eq!(
+                flag_error(&format!("--tcp.exemplars={wrong}")),
+                format!(
+                    "--tcp.exemplars: invalid value '{wrong}'; allowed: off, auto, or a number above 0 and its unit, us, ms, s or m, such as 10ms"
+                )
+            );
+        }
     }
 
     #[test]
