@@ -14,7 +14,7 @@ pub(crate) enum Format {
 /// A sample's labels.
 pub(crate) type Labels = BTreeMap<String, String>;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sample {
     pub(crate) name: String,
     pub(crate) labels: Labels,
@@ -90,6 +90,41 @@ pub(crate) struct Exposition {
     /// Families and their types.
     pub(crate) types: BTreeMap<String, String>,
     histograms: BTreeMap<(String, Labels), Histogram>,
+    pub(crate) exemplars: Vec<Exemplar>,
+}
+
+/// An exemplar of a bucket.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Exemplar {
+    /// The bucket.
+    pub(crate) bucket: Sample,
+    pub(crate) labels: Labels,
+    pub(crate) value: f64,
+    /// In seconds since 1970.
+    pub(crate) time: f64,
+}
+
+impl Exemplar {
+    /// `exemplar` stands behind the bucket: `{labels} value time`.
+    fn parse(bucket: &Sample, exemplar: &str) -> Self {
+        assert!(bucket.name.ends_with("_bucket"), "{bucket:?}");
+        let (text, time) = exemplar.rsplit_once(' ').unwrap();
+        let Sample { labels, value, .. } = parse_sample(&format!("exemplar{text}"));
+        let le: f64 = bucket.labels["le"].parse().unwrap();
+        assert!(value <= le, "{exemplar} in {bucket:?}");
+        let characters = |text: &String| text.chars().count();
+        let length: usize = labels
+            .iter()
+            .map(|(name, value)| characters(name) + characters(value))
+            .sum();
+        assert!(length <= 128, "{exemplar}");
+        Self {
+            bucket: bucket.clone(),
+            labels,
+            value,
+            time: time.parse().unwrap(),
+        }
+    }
 }
 
 impl Exposition {
@@ -99,6 +134,7 @@ impl Exposition {
             samples: Vec::new(),
             types: BTreeMap::new(),
             histograms: BTreeMap::new(),
+            exemplars: Vec::new(),
         };
         assert!(text.ends_with('\n'), "no line feed at the end");
         let text = match format {
@@ -136,7 +172,15 @@ impl Exposition {
                 }
                 continue;
             }
+            let (line, exemplar) = match line.split_once(" # ") {
+                Some((line, exemplar)) => (line, Some(exemplar)),
+                None => (line, None),
+            };
             let sample = parse_sample(line);
+            if let Some(exemplar) = exemplar {
+                assert_eq!(format, Format::OpenMetrics, "{line}");
+                parsed.exemplars.push(Exemplar::parse(&sample, exemplar));
+            }
             let suffixes: &[&str] = match (parsed.types[&family].as_str(), format) {
                 ("histogram", Format::Text) => &["_bucket", "_sum", "_count"],
                 ("histogram", Format::OpenMetrics) => &["_bucket", "_sum", "_count", "_created"],

@@ -16,6 +16,7 @@ mod config;
 mod cuda;
 mod dashboards;
 mod disk;
+mod exemplars;
 mod exposition;
 mod formats;
 mod gpu;

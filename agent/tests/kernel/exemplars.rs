@@ -1,0 +1,316 @@
+//! Exemplars: the process, the peer and the sectors behind what a bucket has counted.
+
+use crate::agent::Agent;
+use crate::exposition::{Exemplar, Exposition, Format};
+use crate::host::{Folder, disk_cgroup, label, socket_cgroup, turn, wait_for};
+use crate::load::{self, Server};
+use crate::prometheus::{PATIENCE, Prometheus, Setup, prometheus_3};
+use crate::reload::Site;
+use crate::tcp::peer;
+use sentry_bench::sandbox::{Cgroup, LoopDevice, Netns};
+use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const HANDSHAKES: &str = "sentry_tcp_handshake_duration_seconds_bucket";
+const IO: &str = "sentry_disk_io_duration_seconds_bucket";
+const AT_DEVICE: &str = "sentry_disk_device_duration_seconds_bucket";
+const OPEN_METRICS: &str = "Accept: application/openmetrics-text";
+
+fn scrape(agent: &Agent) -> Exposition {
+    let text = agent.get("/metrics", &[OPEN_METRICS]).text();
+    Exposition::parse(&text, Format::OpenMetrics)
+}
+
+/// Those of a metric and a cgroup.
+fn of(scrape: &Exposition, name: &str, cgroup: &Cgroup) -> Vec<Exemplar> {
+    let label = label(cgroup);
+    let all = scrape.exemplars.iter();
+    all.filter(|exemplar| exemplar.bucket.name == name && exemplar.bucket.labels["cgroup"] == label)
+        .cloned()
+        .collect()
+}
+
+/// Runs a program to its end; its process.
+fn pid_of(mut command: Command) -> String {
+    let child = command.stdout(Stdio::null()).spawn();
+    let mut child = child.unwrap();
+    let pid = child.id();
+    assert!(child.wait().unwrap().success());
+    pid.to_string()
+}
+
+fn labels(exemplar: &Exemplar) -> Vec<(&str, &str)> {
+    let labels = exemplar.labels.iter();
+    labels
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
+}
+
+fn now() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64()
+}
+
+#[test]
+fn a_slow_connect_has_its_process_and_peer() {
+    turn!("a_slow_connect_has_its_process_and_peer");
+    let agent = Agent::start("--probes tcp --tcp.exemplars 200ms");
+    let (slow, netns) = (socket_cgroup("slow"), Netns::new("slow").unwrap());
+    let fast = socket_cgroup("fast");
+    let server = Server::listen("", &[]);
+    load::run(
+        &format!("connect --to 127.0.0.1:{} --count 200", server.port()),
+        &[&fast],
+    );
+    let peer = peer(&netns, "--delay-ms 300");
+    let before = now();
+    let pid = pid_of(load::command_in(
+        &netns,
+        "connect --to 10.99.0.2:443",
+        &[&slow],
+    ));
+    let after = now();
+    drop(peer);
+
+    let scrape = scrape(&agent);
+    assert_eq!(of(&scrape, HANDSHAKES, &fast), []);
+    let found = of(&scrape, HANDSHAKES, &slow);
+    let [exemplar] = found.as_slice() else {
+        panic!("{found:?}");
+    };
+    let expected = [
+        ("comm", "load"),
+        ("peer", "10.99.0.2:443"),
+        ("pid", pid.as_str()),
+    ];
+    assert_eq!(labels(exemplar), expected);
+    assert_eq!(exemplar.bucket.labels["role"], "client");
+    assert!((0.3..0.5).contains(&exemplar.value), "{exemplar:?}");
+    // The clocks of event and test are read one after another.
+    assert!(
+        (before..after + 0.01).contains(&exemplar.time),
+        "{exemplar:?}, {after}"
+    );
+    let lost = scrape.value("sentry_exemplars_lost_total", &[("probe", "tcp")]);
+    assert_eq!(lost, 0.0);
+    let threshold = scrape.value("sentry_exemplar_threshold_seconds", &[("probe", "tcp")]);
+    assert_eq!(threshold, 0.2);
+    // Neither other format of text has them.
+    assert!(!agent.get("/metrics", &[]).text().contains("10.99.0.2"));
+    agent.stop();
+}
+
+#[test]
+fn both_ends_have_their_peer_of_either_family() {
+    turn!("both_ends_have_their_peer_of_either_family");
+    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
+    for (listen, to) in [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "[::1]"),
+        ("::", "[::ffff:127.0.0.1]"),
+    ] {
+        let (client, server) = (socket_cgroup("client"), socket_cgroup("server"));
+        let listener = Server::listen(&format!("--addr {listen}"), &[&server]);
+        let to_port = format!("{to}:{}", listener.port());
+        let pid = pid_of(load::command(
+            &format!("connect --to {to_port}"),
+            &[&client],
+        ));
+        let scrape = scrape(&agent);
+        let found = of(&scrape, HANDSHAKES, &client);
+        let shown = to_port.replace("[::ffff:127.0.0.1]", "127.0.0.1");
+        let [exemplar] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        let expected = [
+            ("comm", "load"),
+            ("peer", shown.as_str()),
+            ("pid", pid.as_str()),
+        ];
+        assert_eq!(labels(exemplar), expected);
+        let found = of(&scrape, HANDSHAKES, &server);
+        let [exemplar] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        let host = shown.rsplit_once(':').unwrap().0;
+        let peer = &exemplar.labels["peer"];
+        assert!(
+            peer.starts_with(&format!("{host}:")) && *peer != shown,
+            "{peer}"
+        );
+        assert_eq!(exemplar.labels.len(), 1);
+    }
+    agent.stop();
+}
+
+#[test]
+fn an_io_has_its_process_and_sectors() {
+    turn!("an_io_has_its_process_and_sectors");
+    let agent = Agent::start("--probes disk --disk.exemplars 1us --metrics.buckets-per-octave 4");
+    let device = LoopDevice::new(16 << 20).unwrap();
+    let cgroup = disk_cgroup("io");
+    let file = device.path().display();
+    // Once, as nothing else: 4 KiB at the device's beginning.
+    let args = format!("write --file {file} --direct --count 1");
+    let pid = pid_of(load::command(&args, &[&cgroup]));
+    let scrape = scrape(&agent);
+    for name in [IO, AT_DEVICE] {
+        let found = of(&scrape, name, &cgroup);
+        let found: Vec<&Exemplar> = found
+            .iter()
+            .filter(|exemplar| exemplar.bucket.labels["operation"] == "write")
+            .collect();
+        let [exemplar] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        let expected = [("comm", "load"), ("pid", pid.as_str()), ("sectors", "0-7")];
+        assert_eq!(labels(exemplar), expected);
+    }
+    agent.stop();
+}
+
+#[test]
+fn what_finds_its_ring_full_is_counted_and_no_event_is_lost_to_the_histogram() {
+    turn!("what_finds_its_ring_full_is_counted_and_no_event_is_lost_to_the_histogram");
+    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
+    let (client, server) = (socket_cgroup("client"), Server::listen("", &[]));
+    let lost =
+        |scrape: &Exposition| scrape.value("sentry_exemplars_lost_total", &[("probe", "tcp")]);
+    let before = lost(&scrape(&agent));
+    load::run(
+        &format!("connect --to 127.0.0.1:{} --count 2000", server.port()),
+        &[&client],
+    );
+    let scrape = scrape(&agent);
+    assert!(lost(&scrape) - before > 1000.0, "{}", lost(&scrape));
+    let count = scrape.count(
+        "sentry_tcp_handshake_duration_seconds_count",
+        &[("cgroup", &label(&client))],
+    );
+    assert_eq!(count, 2000);
+    assert!(!of(&scrape, HANDSHAKES, &client).is_empty());
+    agent.stop();
+}
+
+#[test]
+fn exemplars_come_and_go_with_a_reload() {
+    turn!("exemplars_come_and_go_with_a_reload");
+    let site = Site::new("probes: tcp\n");
+    let agent = site.agent("");
+    let server = Server::listen("", &[]);
+    let found = || {
+        let client = socket_cgroup("client");
+        load::run(
+            &format!("connect --to 127.0.0.1:{} --count 1", server.port()),
+            &[&client],
+        );
+        of(&scrape(&agent), HANDSHAKES, &client).len()
+    };
+    let has_rings = || {
+        let text = agent.get("/metrics", &[]).text();
+        text.contains("{map=\"events_rings\"}")
+    };
+    assert_eq!((found(), has_rings()), (0, false));
+    assert!(
+        !agent
+            .get("/metrics", &[])
+            .text()
+            .contains("sentry_exemplar")
+    );
+    site.reload(&agent, "probes: tcp\ntcp.exemplars: 1us\n");
+    agent.scrape();
+    assert_eq!((found(), has_rings()), (1, true));
+    site.reload(&agent, "probes: tcp\ntcp.exemplars: 10s\n");
+    agent.scrape();
+    assert_eq!(found(), 0);
+    site.reload(&agent, "probes: tcp\n");
+    agent.scrape();
+    assert_eq!(found(), 0);
+    agent.stop();
+}
+
+#[test]
+fn prometheus_takes_exemplars_of_each_format() {
+    turn!("prometheus_takes_exemplars_of_each_format");
+    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
+    let server = Server::listen("", &[]);
+    let storage = "--enable-feature=exemplar-storage";
+    let native = "--enable-feature=exemplar-storage,native-histograms";
+    let mut setups = vec![
+        (
+            "2, text",
+            Setup {
+                flags: vec![storage],
+                ..Setup::default()
+            },
+        ),
+        (
+            "2, native",
+            Setup {
+                flags: vec![native],
+                ..Setup::default()
+            },
+        ),
+    ];
+    match prometheus_3() {
+        Some(program) => {
+            let setup = |flags, scrape| Setup {
+                program: program.clone(),
+                flags,
+                scrape,
+                ..Setup::default()
+            };
+            setups.extend([
+                ("3, text", setup(vec![storage], "")),
+                ("3, native", setup(vec![native], "")),
+                (
+                    "3, both",
+                    setup(vec![native], "always_scrape_classic_histograms: true"),
+                ),
+            ]);
+        }
+        None => eprintln!("Prometheus 3 is left out: SENTRY_PROMETHEUS_3 names no folder"),
+    }
+    for (what, setup) in setups {
+        let folder = Folder::new();
+        let prometheus = Prometheus::start(&setup, &folder, agent.address());
+        let client = socket_cgroup("client");
+        let pid = pid_of(load::command(
+            &format!("connect --to 127.0.0.1:{}", server.port()),
+            &[&client],
+        ));
+        let (start, name) = (now() - 60.0, "sentry_tcp_handshake_duration_seconds");
+        let metric = if what.ends_with("native") {
+            name.to_owned()
+        } else {
+            format!("{name}_bucket")
+        };
+        let query = format!(
+            "query_exemplars?query={metric}&start={start:.0}&end={:.0}",
+            start + 600.0
+        );
+        let found = wait_for(
+            &format!("an exemplar in Prometheus {what}"),
+            PATIENCE,
+            || {
+                let answer = prometheus.api(&query);
+                let data = answer["data"]
+                    .as_array()
+                    .unwrap_or_else(|| panic!("{answer}"))
+                    .clone();
+                let label = label(&client);
+                let series = data
+                    .into_iter()
+                    .find(|series| series["seriesLabels"]["cgroup"] == label.as_str())?;
+                Some(series["exemplars"][0].clone())
+            },
+        );
+        assert_eq!(found["labels"]["pid"], pid.as_str(), "{what}: {found}");
+        assert_eq!(found["labels"]["comm"], "load", "{what}: {found}");
+        let peer = format!("127.0.0.1:{}", server.port());
+        assert_eq!(found["labels"]["peer"], peer.as_str(), "{what}: {found}");
+    }
+    agent.stop();
+}
