@@ -415,7 +415,8 @@ impl Secured {
         Self::start_with(text, String::new, quick())
     }
 
-    /// `SERVER` in the text stands for certificate and key, `CA` for the authority of clients.
+    /// `SERVER` in the text stands for certificate and key, `CLIENT_CA` for the authority of clients: a hash of a
+    /// password has no such character as `_` in it.
     fn start_with(
         text: &str,
         scrape: impl Fn() -> String + Send + Sync + 'static,
@@ -476,7 +477,7 @@ impl Secured {
 
 fn expanded(text: &str) -> String {
     text.replace("SERVER", "cert_file: server.crt, key_file: server.key")
-        .replace("CA", "client_ca_file: ca.crt")
+        .replace("CLIENT_CA", "client_ca_file: ca.crt")
 }
 
 fn user(name: &str, password: &str) -> String {
@@ -600,7 +601,7 @@ impl Clients {
 #[test]
 fn clients_without_a_good_certificate_are_refused_and_counted() {
     let secured = Secured::start(
-        "tls_server_config: {SERVER, CA, client_auth_type: RequireAndVerifyClientCert, client_allowed_sans: [prometheus.example]}",
+        "tls_server_config: {SERVER, CLIENT_CA, client_auth_type: RequireAndVerifyClientCert, client_allowed_sans: [prometheus.example]}",
     );
     let clients = Clients::new(&secured.authority);
     secured.get(None, "").unwrap_err();
@@ -625,7 +626,7 @@ fn clients_without_a_good_certificate_are_refused_and_counted() {
 fn names_of_clients_are_held_to_in_each_version() {
     for version in ["TLS12", "TLS13"] {
         let secured = Secured::start(&format!(
-            "tls_server_config: {{SERVER, CA, max_version: {version}, client_auth_type: RequireAndVerifyClientCert, client_allowed_sans: [prometheus.example]}}"
+            "tls_server_config: {{SERVER, CLIENT_CA, max_version: {version}, client_auth_type: RequireAndVerifyClientCert, client_allowed_sans: [prometheus.example]}}"
         ));
         let clients = Clients::new(&secured.authority);
         secured.get(Some(&clients.nameless), "").unwrap_err();
@@ -637,7 +638,7 @@ fn names_of_clients_are_held_to_in_each_version() {
 #[test]
 fn a_client_whose_authority_is_not_trusted_any_more_is_out() {
     let secured = Secured::start(
-        "tls_server_config: {SERVER, CA, client_auth_type: RequireAndVerifyClientCert}",
+        "tls_server_config: {SERVER, CLIENT_CA, client_auth_type: RequireAndVerifyClientCert}",
     );
     let (before, next) = (secured.authority.identity("a"), Authority::new());
     let after = next.identity("a");
@@ -671,13 +672,13 @@ fn each_policy_for_certificates_of_clients() {
         ("client_auth_type: RequestClientCert", true, true, true),
         ("client_auth_type: RequireAnyClientCert", false, true, true),
         (
-            "CA, client_auth_type: VerifyClientCertIfGiven",
+            "CLIENT_CA, client_auth_type: VerifyClientCertIfGiven",
             true,
             false,
             false,
         ),
         (
-            "CA, client_auth_type: RequireAndVerifyClientCert",
+            "CLIENT_CA, client_auth_type: RequireAndVerifyClientCert",
             false,
             false,
             false,
@@ -1055,12 +1056,12 @@ fn what_is_refused_later_is_one_line() {
     let strict = |policy: &str| format!("tls_server_config: {{SERVER, {policy}}}");
     for (policy, next, expected) in [
         (
-            "CA, client_auth_type: RequireAndVerifyClientCert",
-            "CA, client_auth_type: VerifyClientCertIfGiven",
+            "CLIENT_CA, client_auth_type: RequireAndVerifyClientCert",
+            "CLIENT_CA, client_auth_type: VerifyClientCertIfGiven",
             "client_auth_type has become VerifyClientCertIfGiven; allowed: RequireAndVerifyClientCert as it was, a stricter one, or a restart",
         ),
         (
-            "CA, client_auth_type: RequireAndVerifyClientCert",
+            "CLIENT_CA, client_auth_type: RequireAndVerifyClientCert",
             "client_auth_type: RequireAnyClientCert",
             "client_auth_type has become RequireAnyClientCert; allowed: RequireAndVerifyClientCert as it was, a stricter one, or a restart",
         ),
@@ -1070,8 +1071,8 @@ fn what_is_refused_later_is_one_line() {
             "client_auth_type has become NoClientCert; allowed: RequireAnyClientCert as it was, a stricter one, or a restart",
         ),
         (
-            "CA, client_auth_type: RequireAndVerifyClientCert, client_allowed_sans: [a]",
-            "CA, client_auth_type: RequireAndVerifyClientCert",
+            "CLIENT_CA, client_auth_type: RequireAndVerifyClientCert, client_allowed_sans: [a]",
+            "CLIENT_CA, client_auth_type: RequireAndVerifyClientCert",
             "client_allowed_sans are gone; allowed: a list of them, or a restart",
         ),
     ] {
