@@ -21,6 +21,17 @@ fn scrape(agent: &Agent) -> Exposition {
     Exposition::parse(&text, Format::OpenMetrics)
 }
 
+/// An agent whose thresholds are in force: its first collection sets them.
+fn start(args: &str) -> Agent {
+    let agent = Agent::start(args);
+    agent.scrape();
+    agent
+}
+
+fn lost(scrape: &Exposition, probe: &str) -> f64 {
+    scrape.value("sentry_exemplars_lost_total", &[("probe", probe)])
+}
+
 /// Those of a metric and a cgroup.
 fn of(scrape: &Exposition, name: &str, cgroup: &Cgroup) -> Vec<Exemplar> {
     let label = label(cgroup);
@@ -56,7 +67,7 @@ fn now() -> f64 {
 #[test]
 fn a_slow_connect_has_its_process_and_peer() {
     turn!("a_slow_connect_has_its_process_and_peer");
-    let agent = Agent::start("--probes tcp --tcp.exemplars 200ms");
+    let agent = start("--probes tcp --tcp.exemplars 200ms");
     let (slow, netns) = (socket_cgroup("slow"), Netns::new("slow").unwrap());
     let fast = socket_cgroup("fast");
     let server = Server::listen("", &[]);
@@ -93,8 +104,7 @@ fn a_slow_connect_has_its_process_and_peer() {
         (before..after + 0.01).contains(&exemplar.time),
         "{exemplar:?}, {after}"
     );
-    let lost = scrape.value("sentry_exemplars_lost_total", &[("probe", "tcp")]);
-    assert_eq!(lost, 0.0);
+    assert_eq!(lost(&scrape, "tcp"), 0.0);
     let threshold = scrape.value("sentry_exemplar_threshold_seconds", &[("probe", "tcp")]);
     assert_eq!(threshold, 0.2);
     // Neither other format of text has them.
@@ -105,7 +115,7 @@ fn a_slow_connect_has_its_process_and_peer() {
 #[test]
 fn both_ends_have_their_peer_of_either_family() {
     turn!("both_ends_have_their_peer_of_either_family");
-    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
+    let agent = start("--probes tcp --tcp.exemplars 1us");
     for (listen, to) in [
         ("127.0.0.1", "127.0.0.1"),
         ("::1", "[::1]"),
@@ -148,14 +158,20 @@ fn both_ends_have_their_peer_of_either_family() {
 #[test]
 fn an_io_has_its_process_and_sectors() {
     turn!("an_io_has_its_process_and_sectors");
-    let agent = Agent::start("--probes disk --disk.exemplars 1us --metrics.buckets-per-octave 4");
+    let agent = start("--probes disk --disk.exemplars 1us --metrics.buckets-per-octave 4");
     let device = LoopDevice::new(16 << 20).unwrap();
-    let cgroup = disk_cgroup("io");
     let file = device.path().display();
-    // Once, as nothing else: 4 KiB at the device's beginning.
-    let args = format!("write --file {file} --direct --count 1");
-    let pid = pid_of(load::command(&args, &[&cgroup]));
-    let scrape = scrape(&agent);
+    let lost = |scrape: &Exposition| lost(scrape, "disk");
+    // Other programs' I/O may fill the ring: then one more has been lost, and it is tried again.
+    let (cgroup, pid, scrape) = wait_for("room in the ring", PATIENCE, || {
+        let before = lost(&scrape(&agent));
+        let cgroup = disk_cgroup("io");
+        // Once, as nothing else: 4 KiB at the device's beginning.
+        let args = format!("write --file {file} --direct --count 1");
+        let pid = pid_of(load::command(&args, &[&cgroup]));
+        let scrape = scrape(&agent);
+        (lost(&scrape) == before).then_some((cgroup, pid, scrape))
+    });
     for name in [IO, AT_DEVICE] {
         let found = of(&scrape, name, &cgroup);
         let found: Vec<&Exemplar> = found
@@ -163,7 +179,7 @@ fn an_io_has_its_process_and_sectors() {
             .filter(|exemplar| exemplar.bucket.labels["operation"] == "write")
             .collect();
         let [exemplar] = found.as_slice() else {
-            panic!("{found:?}");
+            panic!("{name}: {found:?}");
         };
         let expected = [("comm", "load"), ("pid", pid.as_str()), ("sectors", "0-7")];
         assert_eq!(labels(exemplar), expected);
@@ -174,17 +190,16 @@ fn an_io_has_its_process_and_sectors() {
 #[test]
 fn what_finds_its_ring_full_is_counted_and_no_event_is_lost_to_the_histogram() {
     turn!("what_finds_its_ring_full_is_counted_and_no_event_is_lost_to_the_histogram");
-    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
+    let agent = start("--probes tcp --tcp.exemplars 1us");
     let (client, server) = (socket_cgroup("client"), Server::listen("", &[]));
-    let lost =
-        |scrape: &Exposition| scrape.value("sentry_exemplars_lost_total", &[("probe", "tcp")]);
-    let before = lost(&scrape(&agent));
+    let before = lost(&scrape(&agent), "tcp");
     load::run(
         &format!("connect --to 127.0.0.1:{} --count 2000", server.port()),
         &[&client],
     );
     let scrape = scrape(&agent);
-    assert!(lost(&scrape) - before > 1000.0, "{}", lost(&scrape));
+    let lost = lost(&scrape, "tcp") - before;
+    assert!(lost > 1000.0, "{lost}");
     let count = scrape.count(
         "sentry_tcp_handshake_duration_seconds_count",
         &[("cgroup", &label(&client))],
@@ -234,7 +249,7 @@ fn exemplars_come_and_go_with_a_reload() {
 #[test]
 fn prometheus_takes_exemplars_of_each_format() {
     turn!("prometheus_takes_exemplars_of_each_format");
-    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
+    let agent = start("--probes tcp --tcp.exemplars 1us");
     let server = Server::listen("", &[]);
     let storage = "--enable-feature=exemplar-storage";
     let native = "--enable-feature=exemplar-storage,native-histograms";
@@ -264,7 +279,8 @@ fn prometheus_takes_exemplars_of_each_format() {
             };
             setups.extend([
                 ("3, text", setup(vec![storage], "")),
-                ("3, native", setup(vec![native], "")),
+                // Native histograms alone have those of a family's first series at most there: its parser does not
+                // go back to the start of the next one's (model/textparse/protobufparse.go, to 3.14 at least).
                 (
                     "3, both",
                     setup(vec![native], "always_scrape_classic_histograms: true"),
