@@ -150,13 +150,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         mounts,
         gpu: follower,
     } = attach::attach(config)?;
-    let statuses: Vec<_> = kernel
-        .probes
-        .iter()
-        .map(|probe| probe.status.clone())
-        .collect();
-    statuses.iter().for_each(log::verdict);
-    attach::forced_hooks_left_something(config, &statuses)?;
+    say_verdicts(config, &kernel)?;
     // No thread was made so far, and all that are have what this one keeps.
     reduce_privileges(config, web.as_deref(), &kernel)?;
 
@@ -243,6 +237,14 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Whether what is left of the probes is worth running for.
+fn say_verdicts(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
+    let statuses = kernel.probes.iter().map(|probe| probe.status.clone());
+    let statuses: Vec<_> = statuses.collect();
+    statuses.iter().for_each(log::verdict);
+    Ok(attach::forced_hooks_left_something(config, &statuses)?)
 }
 
 /// Has the kernel count the runs of programs while what this gives is held, if the configuration wants it.

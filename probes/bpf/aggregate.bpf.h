@@ -60,6 +60,14 @@ struct {
 	__uint(value_size, sizeof(__u16));
 } free_counters SEC(".maps");
 
+/* The table in an array's slot, if it has been made: see `Table` of the loader. */
+static __always_inline void *table_in(void *slots)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(slots, &zero);
+}
+
 static __always_inline void counter_add(__u32 cell, __u64 n)
 {
 	__u64 *counter = bpf_map_lookup_elem(&counters, &cell);

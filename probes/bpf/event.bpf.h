@@ -50,12 +50,11 @@ static __always_inline bool event_is_wanted(__u32 slow_cell, __u64 ns)
 static __always_inline void event_begin(__u32 slow_cell, __u64 address)
 {
 	struct event_origin origin = {};
-	__u32 zero = 0;
 	void *table;
 
 	if (!event_is_wanted(slow_cell, ~0ULL))
 		return;
-	table = bpf_map_lookup_elem(&event_origins, &zero);
+	table = table_in(&event_origins);
 	if (!table)
 		return;
 	origin.pid = bpf_get_current_pid_tgid() >> 32;
@@ -66,8 +65,7 @@ static __always_inline void event_begin(__u32 slow_cell, __u64 address)
 /* Takes over into an event who began what is at an address. */
 static __always_inline void event_name(struct event *event, __u64 address)
 {
-	__u32 zero = 0;
-	void *table = bpf_map_lookup_elem(&event_origins, &zero);
+	void *table = table_in(&event_origins);
 	struct event_origin *origin;
 
 	if (!table)

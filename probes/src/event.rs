@@ -29,7 +29,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventDetail {
     /// Durations in nanoseconds, and the metrics that count them: indices into [`crate::Probe::metrics`].
-    pub durations_ns: Vec<(usize, u64)>,
+    pub timings_ns: Vec<(usize, u64)>,
     /// What it was about, by names as of labels.
     pub labels: Vec<(&'static str, String)>,
 }
@@ -49,7 +49,7 @@ pub struct EventSource {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Record<'a>(pub(crate) &'a [u8]);
 
-impl<'a> Record<'a> {
+impl Record<'_> {
     pub(crate) fn bytes<const N: usize>(self, offset: usize) -> Option<[u8; N]> {
         self.0.get(offset..offset + N)?.try_into().ok()
     }
@@ -131,4 +131,160 @@ fn decode(record: Record, now: SystemTime, now_ns: u64) -> Option<Event> {
         process: (pid != 0).then_some((pid, comm)),
         detail,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // constants of C
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::wire::{
+        DISK_KIND_IO, DISK_OPERATION_FLUSH, DISK_OPERATION_WRITE, TCP_KIND_FAILURE,
+        TCP_KIND_HANDSHAKE, disk_slow_event, tcp_slow_event,
+    };
+
+    const NOW_NS: u64 = 9_000;
+
+    /// The head of an event that ended 500 ns ago and took 300, and room for what follows.
+    fn record(kind: u32, detail: u32, bytes: usize) -> Vec<u8> {
+        let mut record = vec![0; bytes];
+        let mut put = |offset: usize, bytes: &[u8]| {
+            record[offset..offset + bytes.len()].copy_from_slice(bytes);
+        };
+        put(offset_of!(event, ended_ns), &(NOW_NS - 500).to_ne_bytes());
+        put(offset_of!(event, duration_ns), &300u64.to_ne_bytes());
+        let key = offset_of!(event, key);
+        put(
+            key + offset_of!(series_key, cgroup_id),
+            &77u64.to_ne_bytes(),
+        );
+        put(key + offset_of!(series_key, device), &5u32.to_ne_bytes());
+        put(key + offset_of!(series_key, hierarchy), &2u16.to_ne_bytes());
+        put(key + offset_of!(series_key, kind), &[kind as u8]);
+        put(key + offset_of!(series_key, detail), &[detail as u8]);
+        let origin = offset_of!(event, origin);
+        put(
+            origin + offset_of!(event_origin, pid),
+            &4321u32.to_ne_bytes(),
+        );
+        put(origin + offset_of!(event_origin, comm), b"curl\0rest");
+        record
+    }
+
+    fn decoded(record: &[u8]) -> Option<Event> {
+        decode(Record(record), UNIX_EPOCH + Duration::from_secs(60), NOW_NS)
+    }
+
+    fn tcp(kind: u32, family: i32, peer: &[u8]) -> Vec<u8> {
+        let mut record = record(kind, 0, size_of::<tcp_slow_event>());
+        let mut put = |offset: usize, bytes: &[u8]| {
+            record[offset..offset + bytes.len()].copy_from_slice(bytes);
+        };
+        put(
+            offset_of!(tcp_slow_event, family),
+            &(family as u16).to_ne_bytes(),
+        );
+        put(offset_of!(tcp_slow_event, peer_port), &443u16.to_ne_bytes());
+        put(offset_of!(tcp_slow_event, peer), peer);
+        record
+    }
+
+    fn disk(operation: u32, device_ns: u64, bytes: u64) -> Vec<u8> {
+        let mut record = record(DISK_KIND_IO, operation, size_of::<disk_slow_event>());
+        let mut put = |offset: usize, number: u64| {
+            record[offset..offset + 8].copy_from_slice(&number.to_ne_bytes());
+        };
+        put(offset_of!(disk_slow_event, device_ns), device_ns);
+        put(offset_of!(disk_slow_event, sector), 2048);
+        put(offset_of!(disk_slow_event, bytes), bytes);
+        record
+    }
+
+    #[test]
+    fn a_handshake() {
+        let record = tcp(TCP_KIND_HANDSHAKE, libc::AF_INET, &[10, 0, 0, 7]);
+        let expected = Event {
+            ended: UNIX_EPOCH + Duration::from_secs(60) - Duration::from_nanos(500),
+            key: SeriesKey {
+                cgroup_id: 77,
+                device: 5,
+                hierarchy: 2,
+                kind: TCP_KIND_HANDSHAKE as u8,
+                detail: 0,
+            },
+            process: Some((4321, "curl".to_owned())),
+            detail: EventDetail {
+                timings_ns: vec![(0, 300)],
+                labels: vec![("peer", "10.0.0.7:443".to_owned())],
+            },
+        };
+        assert_eq!(decoded(&record), Some(expected));
+    }
+
+    #[test]
+    fn peers_of_each_family() {
+        let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+        let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
+        for (family, peer, shown) in [
+            (libc::AF_INET, &[1, 2, 3, 4][..], Some("1.2.3.4:443")),
+            (libc::AF_INET6, &v6, Some("[fd00::9]:443")),
+            (libc::AF_INET6, &mapped, Some("127.0.0.1:443")),
+            (libc::AF_UNIX, &v6, None),
+        ] {
+            let event = decoded(&tcp(TCP_KIND_HANDSHAKE, family, peer));
+            let labels = event.map(|event| event.detail.labels);
+            assert_eq!(labels, shown.map(|shown| vec![("peer", shown.to_owned())]));
+        }
+    }
+
+    #[test]
+    fn a_failure_is_in_no_histogram() {
+        let event = decoded(&tcp(TCP_KIND_FAILURE, libc::AF_INET, &[1, 2, 3, 4])).unwrap();
+        assert_eq!(event.detail.timings_ns, []);
+    }
+
+    #[test]
+    fn requests() {
+        let detail = |record: &[u8]| {
+            let detail = decoded(record).unwrap().detail;
+            (detail.timings_ns, detail.labels)
+        };
+        let sectors = |shown: &str| vec![("sectors", shown.to_owned())];
+        for (record, expected) in [
+            (
+                disk(DISK_OPERATION_WRITE, 200, 4096),
+                (vec![(0, 300), (1, 200)], sectors("2048-2055")),
+            ),
+            // Its issue was not seen.
+            (
+                disk(DISK_OPERATION_WRITE, 0, 512),
+                (vec![(0, 300)], sectors("2048-2048")),
+            ),
+            (
+                disk(DISK_OPERATION_FLUSH, 200, 0),
+                (vec![(0, 300)], Vec::new()),
+            ),
+        ] {
+            assert_eq!(detail(&record), expected);
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_not_known() {
+        let mut record = disk(DISK_OPERATION_WRITE, 200, 4096);
+        let origin = offset_of!(event, origin);
+        record[origin..origin + size_of::<event_origin>()].fill(0);
+        assert_eq!(decoded(&record).unwrap().process, None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_nothing() {
+        let whole = tcp(TCP_KIND_HANDSHAKE, libc::AF_INET, &[1, 2, 3, 4]);
+        for bytes in 0..offset_of!(tcp_slow_event, peer_port) + 2 {
+            assert_eq!(decoded(&whole[..bytes]), None, "{bytes}");
+        }
+        // No probe has this number.
+        assert_eq!(decoded(&record(0xf0, 0, 256)), None);
+    }
 }

@@ -12,14 +12,14 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, Pod,
-    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, Queue, RingBuf},
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, Queue, RingBuf},
 };
 use aya_obj::generated::bpf_map_type;
 
 use crate::{
     Cells, Events, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable,
-    Status, Verdict, btf, cgroup,
+    Status, Table, Verdict, btf, cgroup,
     hook::{self, Host, Link, chain},
     pool::map_memory_bytes,
     record::{self, Field},
@@ -215,8 +215,14 @@ impl fmt::Debug for Programs {
 /// Bytes of a CPU's ring of events: the least that a ring can have, and room for 50 until the agent comes.
 const EVENT_RING_BYTES: u32 = 4096;
 
-/// How many connects and requests under way have a process that is known.
-const EVENT_ORIGINS: u32 = 4096;
+/// The processes of connects and requests under way.
+const EVENT_ORIGINS: &Table = &Table {
+    slot: "event_origins",
+    key_bytes: size_of::<u64>() as u32,
+    value_bytes: size_of::<wire::event_origin>() as u32,
+    entries: 4096,
+    is_lru: true,
+};
 
 /// The object, aligned as its parser wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes.bpf.o"));
@@ -265,7 +271,7 @@ pub(crate) fn attach_from(
     if let Some(first) = ladders.first_mut() {
         first.steps.drain(..variant);
     }
-    // A lower step may need its table made, and maps are made with the object: each round begins
+    // A lower step may need other constants, which are loaded with the object: each round begins
     // anew. There are as many as steps at most.
     loop {
         for ladder in &mut ladders {
@@ -295,11 +301,15 @@ pub(crate) fn attach_from(
             let probe = request.probes.get(place).map(|(probe, _)| probe.name);
             let is_off = probe.is_some_and(|name| request.off.contains(&name));
             let (programs, all) = (&mut installing.programs, step.variant.programs);
-            let outcome = if is_off {
-                programs.load_all(btf.as_ref(), all)
-            } else {
-                programs.attach_all(btf.as_ref(), all)
-            };
+            let made = step.variant.table.map(|table| programs.new_table(table));
+            let outcome = made.transpose().and_then(|made| {
+                installing.map_memory_bytes.extend(made.flatten());
+                if is_off {
+                    programs.load_all(btf.as_ref(), all)
+                } else {
+                    programs.attach_all(btf.as_ref(), all)
+                }
+            });
             if let Err(refusal) = outcome {
                 let hook = step.variant.programs[0].hook;
                 ladder.pass_over(host.explain(&hook, refusal));
@@ -507,9 +517,6 @@ impl Layout {
             for (variable, field) in &step.fields {
                 loader.override_global(variable, field, true);
             }
-            if let Some((table, entries)) = step.variant.table {
-                loader.map_max_entries(table, entries);
-            }
         }
         loader.load(OBJECT).map_err(object_error)
     }
@@ -712,14 +719,33 @@ impl Programs {
     /// What began before the probe was turned off may have ended since, and be taken for something else.
     fn forget_in_flight(&mut self, installed: &Installed) -> Result<(), Refusal> {
         for name in installed.probe.in_flight {
-            if let Some(map) = self.ebpf.map_mut(name) {
-                forget(map).map_err(|error| map_error(&error))?;
+            let words = self.ebpf.map_mut(name).map(Array::<_, u64>::try_from);
+            if let Some(Ok(mut words)) = words {
+                let mut all = 0..words.len();
+                let outcome = all.try_for_each(|word| words.set(word, 0, 0));
+                outcome.map_err(|error| map_error(&error))?;
             }
         }
-        match &installed.probe.fallback {
-            Some(fallback) if installed.fallback_tried => self.new_table(fallback).map(drop),
-            _ => Ok(()),
+        let fallback = installed.probe.fallback.as_ref();
+        let fallback = fallback.filter(|_| installed.fallback_tried);
+        let tables = installed.rung.variants.iter().filter_map(|variant| {
+            let is_loaded = self.is_loaded(variant.programs);
+            variant.table.filter(|_| is_loaded)
+        });
+        let tables: Vec<_> = tables
+            .chain(fallback.map(|fallback| fallback.table))
+            .collect();
+        for table in tables {
+            self.new_table(table)?;
         }
+        Ok(())
+    }
+
+    fn is_loaded(&self, programs: &[Program]) -> bool {
+        programs.iter().all(|program| {
+            let mut loaded = self.loaded.iter();
+            loaded.any(|loaded| loaded.program.name == program.name)
+        })
     }
 
     fn cgroup_events(&mut self, ladder: Ladder) -> Result<cgroup::Events, Status> {
@@ -751,9 +777,9 @@ impl Programs {
         let outcome = self.fallback(fallback, installed.rung.fallback);
         let status = &mut installed.status;
         match outcome {
-            Ok(bytes) => {
+            Ok(memory) => {
                 status.degrade(fallback.reason, fallback.detail);
-                bytes.map(|bytes| (format!("{}_table", fallback.table.0), bytes))
+                memory
             }
             Err(refusal) => {
                 let detail = format!(
@@ -770,10 +796,10 @@ impl Programs {
         &mut self,
         fallback: &Fallback,
         programs: &'static [Program],
-    ) -> Result<Option<u64>, Refusal> {
-        let bytes = self.new_table(fallback)?;
+    ) -> Result<Option<(String, u64)>, Refusal> {
+        let memory = self.new_table(fallback.table)?;
         self.attach_first(programs)?;
-        Ok(bytes)
+        Ok(memory)
     }
 
     /// Attaches the first of these programs that the kernel takes.
@@ -813,17 +839,8 @@ impl Programs {
             let ring = RingBuf::try_from(Map::RingBuf(ring));
             rings.push(ring.map_err(|error| map_error(&error))?);
         }
-        let origins = aya_obj::Map::new_from_params(
-            bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32,
-            size_of::<u64>() as u32,
-            size_of::<wire::event_origin>() as u32,
-            EVENT_ORIGINS,
-            0,
-        );
-        let origins = self.fill_slot("event_origins", 0, origins)?;
         let mut memory = vec![("events_rings".to_owned(), bytes)];
-        let table = map_memory_bytes(origins.fd().as_fd());
-        memory.extend(table.map(|bytes| ("event_origins_table".to_owned(), bytes)));
+        memory.extend(self.new_table(EVENT_ORIGINS)?);
         Ok((Events::new(rings), memory))
     }
 
@@ -833,11 +850,7 @@ impl Programs {
     /// The kernel's refusal: its events have no process.
     pub fn attach_origins(&mut self, installed: &Installed) -> Result<(), Refusal> {
         let programs = installed.rung.events.unwrap_or_default();
-        let is_loaded = |program: &Program| {
-            let mut loaded = self.loaded.iter();
-            loaded.any(|loaded| loaded.program.name == program.name)
-        };
-        if programs.is_empty() || programs.iter().any(is_loaded) {
+        if programs.is_empty() || programs.chunks(1).any(|one| self.is_loaded(one)) {
             return Ok(());
         }
         self.attach_first(programs)
@@ -857,14 +870,18 @@ impl Programs {
         Ok(map)
     }
 
-    /// Gives the fallback hook an empty table. Returns its memory in bytes.
-    fn new_table(&mut self, fallback: &Fallback) -> Result<Option<u64>, Refusal> {
-        let (slot, entries) = fallback.table;
-        let word = size_of::<u64>() as u32;
-        let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
-        let table = aya_obj::Map::new_from_params(kind, word, word, entries, 0);
-        let table = self.fill_slot(slot, 0, table)?;
-        Ok(map_memory_bytes(table.fd().as_fd()))
+    /// Fills a table's slot with an empty one. Returns its name and memory in bytes.
+    fn new_table(&mut self, table: &Table) -> Result<Option<(String, u64)>, Refusal> {
+        let kind = if table.is_lru {
+            bpf_map_type::BPF_MAP_TYPE_LRU_HASH
+        } else {
+            bpf_map_type::BPF_MAP_TYPE_HASH
+        };
+        let (key, value) = (table.key_bytes, table.value_bytes);
+        let map = aya_obj::Map::new_from_params(kind as u32, key, value, table.entries, 0);
+        let map = self.fill_slot(table.slot, 0, map)?;
+        let bytes = map_memory_bytes(map.fd().as_fd());
+        Ok(bytes.map(|bytes| (format!("{}_table", table.slot), bytes)))
     }
 
     /// Run counts of the attached programs: zero while the kernel's statistics are off.
@@ -893,26 +910,6 @@ pub(crate) fn run_stats_of(name: &str, fd: i32) -> Option<RunStats> {
         run_time_ns: value("run_time_ns:")?,
         misses: value("recursion_misses:").unwrap_or(0),
     })
-}
-
-/// Forgets what has begun, in one of the kinds of tables that probes have for it.
-fn forget(map: &mut Map) -> Result<(), MapError> {
-    if let Ok(mut words) = Array::<_, u64>::try_from(&mut *map) {
-        return (0..words.len()).try_for_each(|word| words.set(word, 0, 0));
-    }
-    if let Ok(table) = HashMap::<_, u64, [u64; 2]>::try_from(&mut *map) {
-        return remove_all(table);
-    }
-    remove_all(HashMap::<_, [u64; 2], [u64; 3]>::try_from(map)?)
-}
-
-fn remove_all<K: Pod, V: Pod>(mut table: HashMap<&mut MapData, K, V>) -> Result<(), MapError> {
-    let keys: Vec<K> = table.keys().collect::<Result<_, _>>()?;
-    for key in keys {
-        // A table may let the oldest go by itself.
-        let _ = table.remove(&key);
-    }
-    Ok(())
 }
 
 fn map_error(error: &dyn fmt::Display) -> Refusal {
@@ -976,58 +973,66 @@ mod tests {
     use super::*;
     use crate::running_kernel::kernel;
 
-    /// Words that are not 0, and entries of tables.
-    fn in_flight(programs: &mut Programs) -> usize {
+    /// Words of slots that are not 0.
+    fn in_slots(programs: &mut Programs) -> usize {
         let slots = programs.ebpf.map_mut("tcp_started_slots").unwrap();
         let slots = Array::<_, u64>::try_from(slots).unwrap();
-        let words = slots.iter().filter(|word| *word.as_ref().unwrap() != 0);
-        let words = words.count();
-        let connects = programs.ebpf.map_mut("tcp_started_hash").unwrap();
-        let connects = HashMap::<_, u64, [u64; 2]>::try_from(connects).unwrap();
-        let connects = connects.keys().count();
-        let requests = programs.ebpf.map_mut("disk_in_flight").unwrap();
-        let requests = HashMap::<_, [u64; 2], [u64; 3]>::try_from(requests).unwrap();
-        words + connects + requests.keys().count()
+        let words = slots.iter();
+        words.filter(|word| *word.as_ref().unwrap() != 0).count()
+    }
+
+    /// The table of connects, where there is one.
+    fn connects(programs: &mut Programs) -> Option<HashMap<MapData, u64, [u64; 2]>> {
+        let slots = programs.ebpf.map_mut("tcp_started_hash").unwrap();
+        let slots: ArrayOfMaps<_, HashMap<_, _, _>> = slots.try_into().unwrap();
+        slots.get(&0, 0).ok()
     }
 
     /// As if all of it had begun before the probes were turned off.
     #[test]
     fn what_began_before_a_probe_was_off_is_forgotten() {
-        let Some(mut kernel) = kernel("what_began_before_a_probe_was_off_is_forgotten", 0) else {
-            return;
-        };
-        let Kernel {
-            probes, programs, ..
-        } = &mut kernel;
-        for installed in probes.iter_mut() {
-            programs.turn_off(installed);
-            assert_eq!(installed.status.verdict, Verdict::Off);
-            assert!(!installed.is_on());
+        // With slots, and with a table in their place.
+        for variant in [0, 1] {
+            let name = "what_began_before_a_probe_was_off_is_forgotten";
+            let Some(mut kernel) = kernel(name, variant) else {
+                return;
+            };
+            let Kernel {
+                probes, programs, ..
+            } = &mut kernel;
+            for installed in probes.iter_mut() {
+                programs.turn_off(installed);
+                assert_eq!(installed.status.verdict, Verdict::Off);
+                assert!(!installed.is_on());
+            }
+            let slots = programs.ebpf.map_mut("tcp_started_slots").unwrap();
+            let mut slots = Array::<_, u64>::try_from(slots).unwrap();
+            for word in 0..slots.len() {
+                slots.set(word, 7, 0).unwrap();
+            }
+            let words = slots.len() as usize;
+            assert_eq!(in_slots(programs), words);
+            let mut table = connects(programs);
+            assert_eq!(table.is_some(), variant == 1);
+            if let Some(table) = &mut table {
+                table.insert(1, [2, 3], 0).unwrap();
+                assert_eq!(connects(programs).unwrap().get(&1, 0).unwrap(), [2, 3]);
+            }
+            for installed in probes.iter_mut() {
+                let (was_up, hook) = (
+                    installed.status_when_on().verdict.is_up(),
+                    installed.status.hook,
+                );
+                programs.turn_on(installed).unwrap();
+                assert_eq!(installed.status.verdict.is_up(), was_up);
+                assert_eq!(installed.status.hook, hook);
+                assert!(installed.is_on());
+            }
+            // Others connect meanwhile, one at a time.
+            assert!(in_slots(programs) < words / 2);
+            let table = connects(programs);
+            assert_eq!(table.is_some(), variant == 1);
+            assert!(table.is_none_or(|table| table.get(&1, 0).is_err()));
         }
-        let slots = programs.ebpf.map_mut("tcp_started_slots").unwrap();
-        let mut slots = Array::<_, u64>::try_from(slots).unwrap();
-        for word in 0..slots.len() {
-            slots.set(word, 7, 0).unwrap();
-        }
-        let words = slots.len() as usize;
-        let connects = programs.ebpf.map_mut("tcp_started_hash").unwrap();
-        let mut connects = HashMap::<_, u64, [u64; 2]>::try_from(connects).unwrap();
-        connects.insert(1, [2, 3], 0).unwrap();
-        let requests = programs.ebpf.map_mut("disk_in_flight").unwrap();
-        let mut requests = HashMap::<_, [u64; 2], [u64; 3]>::try_from(requests).unwrap();
-        requests.insert([1, 2], [3, 4, 5], 0).unwrap();
-        assert_eq!(in_flight(programs), words + 2);
-        for installed in probes.iter_mut() {
-            let (was_up, hook) = (
-                installed.status_when_on().verdict.is_up(),
-                installed.status.hook,
-            );
-            programs.turn_on(installed).unwrap();
-            assert_eq!(installed.status.verdict.is_up(), was_up);
-            assert_eq!(installed.status.hook, hook);
-            assert!(installed.is_on());
-        }
-        // Others connect meanwhile, one at a time.
-        assert!(in_flight(programs) < words / 2);
     }
 }

@@ -17,7 +17,8 @@ pub struct Probe {
     pub rungs: &'static [Rung],
     /// A second hook for what the first cannot time, attached only when it is needed.
     pub fallback: Option<Fallback>,
-    /// Its maps of what has begun and not ended yet: an end that it was turned off for is never seen.
+    /// Its arrays of what has begun and not ended yet, beside the tables: an end that it was turned off for is never
+    /// seen.
     pub in_flight: &'static [&'static str],
     /// How it tells of single events, if it does.
     pub events: Option<EventSource>,
@@ -57,12 +58,27 @@ pub struct Rung {
 pub struct Variant {
     /// All of them, or none, are attached.
     pub programs: &'static [Program],
-    /// A table that only this variant fills, and its entries.
-    pub table: Option<(&'static str, u32)>,
+    /// A table that only this variant fills.
+    pub table: Option<&'static Table>,
     /// Whether it can name a workload by the current task, where sockets have no cgroup.
     pub of_task: bool,
     /// What this variant means to the user, where it is not the best one.
     pub note: &'static str,
+}
+
+/// A hash table that is made when it is needed. Until then there is only its slot.
+#[derive(Debug)]
+pub struct Table {
+    /// The array of maps whose slot 0 takes it.
+    pub slot: &'static str,
+    /// The size of a key. The kernel refuses a table whose sizes or kind are not those that the object gives.
+    pub key_bytes: u32,
+    /// The size of a value.
+    pub value_bytes: u32,
+    /// How many there may be.
+    pub entries: u32,
+    /// Whether the least recently used goes when it is full; else the newest finds no place.
+    pub is_lru: bool,
 }
 
 /// A program and where it is attached.
@@ -117,8 +133,8 @@ pub struct Fallback {
     pub trigger: u16,
     /// What it is attached to.
     pub point: &'static str,
-    /// The array whose slot 0 takes the table, and the table's entries.
-    pub table: (&'static str, u32),
+    /// What it notes, for the first hook to find.
+    pub table: &'static Table,
     /// Why it is needed.
     pub reason: Reason,
     /// The same in words.

@@ -224,7 +224,7 @@ fn keep(latest: &mut BTreeMap<(SeriesKey, usize, usize), Exemplar>, event: Event
     if labels.iter().map(characters).sum::<usize>() > MAX_CHARACTERS {
         return;
     }
-    for (metric, duration_ns) in event.detail.durations_ns {
+    for (metric, duration_ns) in event.detail.timings_ns {
         let bucket = (0..BUCKETS - 1)
             .find(|bucket| duration_ns <= edge_ns(*bucket))
             .unwrap_or(BUCKETS - 1);
@@ -242,5 +242,136 @@ fn keep(latest: &mut BTreeMap<(SeriesKey, usize, usize), Exemplar>, event: Event
             return;
         };
         latest.remove(&key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use probes::EventDetail;
+    use std::time::UNIX_EPOCH;
+
+    const MS: u64 = 1_000_000;
+
+    fn totals(buckets: &[(usize, u64)]) -> Totals {
+        let mut totals = Totals::default();
+        for (bucket, events) in buckets {
+            totals.buckets[*bucket] = *events;
+        }
+        totals
+    }
+
+    fn event(cgroup_id: u64, duration_ns: u64, second: u64) -> Event {
+        Event {
+            ended: UNIX_EPOCH + Duration::from_secs(second),
+            key: SeriesKey {
+                cgroup_id,
+                device: 0,
+                hierarchy: 0,
+                kind: 0,
+                detail: 0,
+            },
+            process: Some((7, "curl".to_owned())),
+            detail: EventDetail {
+                timings_ns: vec![(0, duration_ns)],
+                labels: vec![("peer", "10.0.0.1:443".to_owned())],
+            },
+        }
+    }
+
+    #[test]
+    fn thresholds_leave_two_events_a_second() {
+        let ten = Duration::from_secs(10);
+        // 20 fit: all of them, or those of the buckets above the first that is too much.
+        for (buckets, expected) in [
+            (vec![], 1),
+            (vec![(30, 20)], 1),
+            (vec![(30, 21)], edge_ns(30) + 1),
+            (vec![(30, 1000), (50, 15), (60, 5)], edge_ns(30) + 1),
+            (vec![(30, 1000), (50, 16), (60, 5)], edge_ns(50) + 1),
+            // Nothing is above what is above all edges: then it is all of that.
+            (vec![(BUCKETS - 1, 1000)], edge_ns(BUCKETS - 2) + 1),
+        ] {
+            assert_eq!(threshold_ns(&totals(&buckets), ten), expected);
+        }
+    }
+
+    #[test]
+    fn a_choice_is_by_what_came_since_the_last() {
+        let mut slow = Slow {
+            which: config::Exemplars::Auto,
+            ..Slow::default()
+        };
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let first = totals(&[(30, 100)]);
+        assert_eq!(slow.choice(at(0), None), None);
+        assert_eq!(slow.choice(at(0), Some(&first)), Some(edge_ns(30) + 1));
+        // Too soon.
+        assert_eq!(slow.choice(at(999), Some(&first)), None);
+        assert_eq!(slow.choice(at(1000), Some(&first)), Some(1));
+        let more = totals(&[(30, 100), (40, 7)]);
+        assert_eq!(slow.choice(at(4000), Some(&more)), Some(edge_ns(40) + 1));
+    }
+
+    #[test]
+    fn one_that_is_set_stands_at_once() {
+        let mut slow = Slow {
+            which: config::Exemplars::Slow(Duration::from_millis(5)),
+            ..Slow::default()
+        };
+        assert_eq!(slow.choice(Instant::now(), None), Some(5 * MS));
+        slow.which = config::Exemplars::Off;
+        assert_eq!(slow.choice(Instant::now(), None), Some(0));
+    }
+
+    #[test]
+    fn a_bucket_keeps_its_latest() {
+        let mut latest = BTreeMap::new();
+        keep(&mut latest, event(1, 5 * MS, 1));
+        keep(&mut latest, event(1, 5 * MS + 1, 2));
+        keep(&mut latest, event(1, 500 * MS, 3));
+        keep(&mut latest, event(1, 60_000 * MS, 4));
+        let found: Vec<_> = latest
+            .values()
+            .map(|exemplar| exemplar.duration_ns)
+            .collect();
+        assert_eq!(found, [5 * MS + 1, 500 * MS, 60_000 * MS]);
+        for exemplar in latest.values().take(2) {
+            assert!(exemplar.duration_ns <= edge_ns(exemplar.bucket));
+            assert!(exemplar.duration_ns > edge_ns(exemplar.bucket - 1));
+        }
+        let last = latest.values().last().unwrap();
+        assert_eq!(last.bucket, BUCKETS - 1);
+        let labels = [("pid", "7"), ("comm", "curl"), ("peer", "10.0.0.1:443")];
+        assert_eq!(
+            last.labels,
+            labels.map(|(name, value)| (name, value.to_owned()))
+        );
+    }
+
+    #[test]
+    fn the_oldest_goes() {
+        let mut latest = BTreeMap::new();
+        let count = u64::try_from(MAX).unwrap() + 3;
+        for number in 0..count {
+            // Not in the order of their keys.
+            keep(&mut latest, event(count - number, MS, number));
+        }
+        assert_eq!(latest.len(), MAX);
+        let gone = latest.keys().all(|(key, ..)| key.cgroup_id <= count - 3);
+        assert!(gone);
+    }
+
+    #[test]
+    fn labels_beyond_the_limit_are_left_out() {
+        // pid, 7, comm, curl and peer are 16 characters.
+        for (characters, kept) in [(112, 1), (113, 0)] {
+            let mut long = event(1, MS, 1);
+            long.detail.labels[0].1 = "ä".repeat(characters);
+            let mut latest = BTreeMap::new();
+            keep(&mut latest, long);
+            assert_eq!(latest.len(), kept);
+        }
     }
 }

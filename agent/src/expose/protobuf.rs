@@ -636,6 +636,54 @@ mod tests {
     }
 
     #[test]
+    fn exemplars_are_in_the_native_histogram_and_in_the_classic_buckets() {
+        let exemplar = |bucket, seconds: u64, second| Exemplar {
+            bucket,
+            labels: vec![("pid", "7".to_owned())],
+            duration_ns: seconds * 1_000_000_000,
+            time: UNIX_EPOCH + Duration::from_secs(second),
+        };
+        let buckets = histogram(&[(72, 1), (73, 1), (75, 1), (BUCKETS - 1, 1)]);
+        let exemplars = [
+            exemplar(72, 1, 40),
+            exemplar(73, 2, 50),
+            exemplar(75, 2, 30),
+            exemplar(BUCKETS - 1, 20, 20),
+        ];
+        let value = Value::Histogram(Histogram {
+            sum_seconds: 25.0,
+            buckets: &buckets,
+            exemplars: &exemplars,
+        });
+        let of = |exemplar: &message::Exemplar| {
+            assert_eq!(exemplar.label[0].name(), "pid");
+            assert_eq!(exemplar.label[0].value(), "7");
+            (exemplar.value(), exemplar.timestamp.unwrap().seconds)
+        };
+        let found = decoded(&encoded(ALL, WAIT, &[sample(&[], value)]));
+        let found = found.metric[0].histogram.clone().unwrap();
+        // By time.
+        let native: Vec<_> = found.exemplars.iter().map(of).collect();
+        assert_eq!(native, [(20.0, 20), (2.0, 30), (1.0, 40), (2.0, 50)]);
+        let classic: Vec<_> = found
+            .bucket
+            .iter()
+            .filter_map(|bucket| Some((bucket.upper_bound(), of(bucket.exemplar.as_ref()?))))
+            .collect();
+        let expected = [
+            (1.0, (1.0, 40)),
+            (2.0, (2.0, 50)),
+            (f64::INFINITY, (20.0, 20)),
+        ];
+        assert_eq!(classic, expected);
+        assert_eq!(found.bucket.last().unwrap().cumulative_count(), 4);
+
+        let found = decoded(&encoded(NATIVE, WAIT, &[sample(&[], value)]));
+        let found = found.metric[0].histogram.clone().unwrap();
+        assert_eq!((found.exemplars.len(), found.bucket.len()), (4, 0));
+    }
+
+    #[test]
     fn large_families_are_pieces_of_one_message() {
         let buckets = [u64::MAX >> 8; BUCKETS];
         let value = || {

@@ -356,6 +356,46 @@ a_seconds_created{x="q\"\\\n{},=",шум=" # {日本}"} 1700000000.025
         }
     }
 
+    /// The newest of a bucket's, in the one format that has a place for it.
+    #[test]
+    fn exemplars() {
+        let family = Family {
+            name: "wait_seconds",
+            help: "Wait",
+            kind: Kind::Histogram,
+        };
+        let exemplar = |bucket, duration_ns, ms| Exemplar {
+            bucket,
+            labels: vec![("pid", "7".to_owned()), ("comm", "a\"b\\c\nd".to_owned())],
+            duration_ns,
+            time: UNIX_EPOCH + Duration::from_millis(ms),
+        };
+        let mut buckets = [0; BUCKETS];
+        (buckets[70], buckets[72], buckets[BUCKETS - 1]) = (1, 1, 1);
+        let found = |exemplars: &[Exemplar], dialect| -> Vec<String> {
+            let histogram = Value::Histogram(Histogram {
+                sum_seconds: 65.25,
+                buckets: &buckets,
+                exemplars,
+            });
+            let text = written(dialect, &family, &[sample(&[("x", "1")], histogram)]);
+            let lines = text.lines().filter(|line| line.contains(" # {"));
+            lines.map(str::to_owned).collect()
+        };
+        let exemplars = [
+            exemplar(70, 600_000_000, 2_500),
+            exemplar(72, 900_000_000, 1_500),
+            exemplar(BUCKETS - 1, 20_000_000_000, 3_000),
+        ];
+        let expected = [
+            r#"wait_seconds_bucket{x="1",le="1.0"} 2 # {pid="7",comm="a\"b\\c\nd"} 0.6 2.500"#,
+            r#"wait_seconds_bucket{x="1",le="+Inf"} 3 # {pid="7",comm="a\"b\\c\nd"} 20.0 3.000"#,
+        ];
+        assert_eq!(found(&exemplars, Dialect::OpenMetrics), expected);
+        assert_eq!(found(&exemplars, Dialect::Prometheus), [""; 0]);
+        assert_eq!(found(&[], Dialect::OpenMetrics), [""; 0]);
+    }
+
     #[test]
     fn numbers() {
         for (value, expected) in [

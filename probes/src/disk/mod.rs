@@ -11,7 +11,7 @@ use crate::{
     Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample,
     Series, SeriesKey,
     event::Record,
-    spec::{self, Fallback, Hook, Program, Variant},
+    spec::{self, Fallback, Hook, Program, Table, Variant},
     wire::{
         DISK_COUNTER_EVENTS_LOST, DISK_COUNTER_OTHER_ERROR, DISK_COUNTER_OVERFLOW,
         DISK_COUNTER_SLOW_NS, DISK_COUNTER_UNTIMED, DISK_COUNTER_UNTRACKED, DISK_COUNTERS,
@@ -165,7 +165,13 @@ pub(crate) const PROBE: Probe = Probe {
                         }),
                     },
                 ],
-                table: Some(("disk_in_flight", 8192)),
+                table: Some(&Table {
+                    slot: "disk_in_flight",
+                    key_bytes: 16,
+                    value_bytes: 24,
+                    entries: 8192,
+                    is_lru: true,
+                }),
                 of_task: false,
                 note: "",
             }],
@@ -177,11 +183,17 @@ pub(crate) const PROBE: Probe = Probe {
     fallback: Some(Fallback {
         trigger: DISK_COUNTER_UNTIMED as u16,
         point: "block_rq_issue",
-        table: ("disk_issued", 4096),
+        table: &Table {
+            slot: "disk_issued",
+            key_bytes: size_of::<u64>() as u32,
+            value_bytes: size_of::<u64>() as u32,
+            entries: 4096,
+            is_lru: false,
+        },
         reason: Reason::NoTimestamps,
         detail: "a device gives its requests no time stamps (queue/iostats is 0, or no writeback throttling): there, durations run from the issue to the device",
     }),
-    in_flight: &["disk_in_flight"],
+    in_flight: &[],
     events: Some(EventSource {
         slow_ns: DISK_COUNTER_SLOW_NS as u16,
         lost: DISK_COUNTER_EVENTS_LOST as u16,
@@ -282,9 +294,9 @@ fn event_detail(key: &SeriesKey, duration_ns: u64, record: Record) -> Option<Eve
     let device_ns = record.u64(offset_of!(disk_slow_event, device_ns))?;
     let sector = record.u64(offset_of!(disk_slow_event, sector))?;
     let sectors = record.u64(offset_of!(disk_slow_event, bytes))? >> SECTOR_SHIFT;
-    let mut durations_ns = vec![(IO_DURATION, duration_ns)];
+    let mut timings_ns = vec![(IO_DURATION, duration_ns)];
     if u32::from(key.detail) != DISK_OPERATION_FLUSH && device_ns > 0 {
-        durations_ns.push((DEVICE_DURATION, device_ns));
+        timings_ns.push((DEVICE_DURATION, device_ns));
     }
     let labels = match sectors {
         0 => Vec::new(),
@@ -293,10 +305,7 @@ fn event_detail(key: &SeriesKey, duration_ns: u64, record: Record) -> Option<Eve
             format!("{sector}-{}", sector.saturating_add(count - 1)),
         )],
     };
-    Some(EventDetail {
-        durations_ns,
-        labels,
-    })
+    Some(EventDetail { timings_ns, labels })
 }
 
 fn other(histograms: u16, counters: u16) -> Vec<Sample> {

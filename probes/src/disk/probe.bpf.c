@@ -72,14 +72,13 @@ static __always_inline __u64 disk_take_issued(struct request *rq)
 {
 	__u32 untimed_cell = disk_counters + DISK_COUNTER_UNTIMED;
 	__u64 *untimed = bpf_map_lookup_elem(&counters, &untimed_cell);
-	__u32 zero = 0;
 	__u64 key = (__u64)rq;
 	__u64 *found, issued;
 	void *table;
 
 	if (!untimed || !*untimed)
 		return 0;
-	table = bpf_map_lookup_elem(&disk_issued, &zero);
+	table = table_in(&disk_issued);
 	if (!table)
 		return 0;
 	found = bpf_map_lookup_elem(table, &key);
@@ -302,8 +301,7 @@ int disk_complete_raw(unsigned long long *ctx)
 static __always_inline int disk_issued_request(__u64 request)
 {
 	__u64 now = bpf_ktime_get_ns();
-	__u32 zero = 0;
-	void *table = bpf_map_lookup_elem(&disk_issued, &zero);
+	void *table = table_in(&disk_issued);
 
 	if (table && bpf_map_update_elem(table, &request, &now, BPF_ANY))
 		counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
@@ -404,11 +402,20 @@ struct disk_in_flight {
 
 /* LRU, for a request that is merged into another never completes. What loses its place to that
  * is counted as untimed when it completes. */
-struct {
+struct disk_in_flight_table {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
-	__type(key, struct disk_place);
-	__type(value, struct disk_in_flight);
+	/* By size: clang leaves a type that only stands here undefined. */
+	__uint(key_size, sizeof(struct disk_place));
+	__uint(value_size, sizeof(struct disk_in_flight));
+};
+
+/* The slot stays empty where these programs are not attached. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct disk_in_flight_table);
 } disk_in_flight SEC(".maps");
 
 #define SECTOR_SHIFT 9
@@ -444,15 +451,16 @@ int disk_make_record(void *ctx)
 		.device = RECORD_READ(ctx, disk_make_dev),
 	};
 	struct disk_in_flight request = { .cgroup_id = bpf_get_current_cgroup_id() };
+	void *table = table_in(&disk_in_flight);
 	struct disk_in_flight *found;
 
-	if (disk_record_operation(RECORD_READ(ctx, disk_make_rwbs)) == DISK_OPERATIONS)
+	if (!table || disk_record_operation(RECORD_READ(ctx, disk_make_rwbs)) == DISK_OPERATIONS)
 		return 0;
 	/* Another of the same place is at the device. */
-	found = bpf_map_lookup_elem(&disk_in_flight, &place);
+	found = bpf_map_lookup_elem(table, &place);
 	if (found && found->issued_ns)
 		return 0;
-	bpf_map_update_elem(&disk_in_flight, &place, &request, BPF_ANY);
+	bpf_map_update_elem(table, &place, &request, BPF_ANY);
 	return 0;
 }
 
@@ -467,15 +475,16 @@ int disk_issue_record(void *ctx)
 		.issued_ns = bpf_ktime_get_ns(),
 		.sectors = RECORD_READ(ctx, disk_issue_nr_sector),
 	};
+	void *table = table_in(&disk_in_flight);
 	struct disk_in_flight *made;
 
-	if (!request.sectors ||
+	if (!table || !request.sectors ||
 	    disk_record_operation(RECORD_READ(ctx, disk_issue_rwbs)) == DISK_OPERATIONS)
 		return 0;
 	/* Unseen where another bio was put before its first. */
-	made = bpf_map_lookup_elem(&disk_in_flight, &place);
+	made = bpf_map_lookup_elem(table, &place);
 	request.cgroup_id = made ? made->cgroup_id : bpf_get_current_cgroup_id();
-	if (bpf_map_update_elem(&disk_in_flight, &place, &request, BPF_ANY))
+	if (bpf_map_update_elem(table, &place, &request, BPF_ANY))
 		counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
 	return 0;
 }
@@ -494,17 +503,18 @@ int disk_complete_record(void *ctx)
 	int error = RECORD_READ(ctx, disk_complete_error);
 	struct series_key key = { .device = place.device };
 	struct disk_in_flight *found, request = {};
+	void *table = table_in(&disk_in_flight);
 	__u32 io_cell, device_cell, bucket;
 	struct series_cells cells;
 	__u64 elapsed;
 	bool known;
 
-	if (!sectors || operation == DISK_OPERATIONS)
+	if (!table || !sectors || operation == DISK_OPERATIONS)
 		return 0;
-	found = bpf_map_lookup_elem(&disk_in_flight, &place);
+	found = bpf_map_lookup_elem(table, &place);
 	if (found) {
 		request = *found;
-		bpf_map_delete_elem(&disk_in_flight, &place);
+		bpf_map_delete_elem(table, &place);
 	}
 	key.cgroup_id = request.cgroup_id;
 	known = request.issued_ns != 0;
@@ -532,7 +542,7 @@ int disk_complete_record(void *ctx)
 		/* A part: the rest completes from where this one ended. */
 		place.sector += sectors;
 		request.sectors -= sectors;
-		if (bpf_map_update_elem(&disk_in_flight, &place, &request, BPF_ANY))
+		if (bpf_map_update_elem(table, &place, &request, BPF_ANY))
 			counter_add(disk_counters + DISK_COUNTER_UNTRACKED, 1);
 		return 0;
 	}

@@ -14,7 +14,7 @@ use crate::{
     Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series,
     SeriesKey,
     event::Record,
-    spec::{self, Hook, Program, Variant},
+    spec::{self, Hook, Program, Table, Variant},
     wire::{
         TCP_COUNTER_EVENTS_LOST, TCP_COUNTER_OTHER_FAILURE, TCP_COUNTER_OTHER_SYN_RETRANSMITS,
         TCP_COUNTER_OTHER_UNMEASURED, TCP_COUNTER_OVERFLOW, TCP_COUNTER_SLOW_NS,
@@ -130,7 +130,7 @@ pub(crate) const PROBE: Probe = Probe {
         lost: TCP_COUNTER_EVENTS_LOST as u16,
         detail: event_detail,
     }),
-    in_flight: &["tcp_started_slots", "tcp_started_hash"],
+    in_flight: &["tcp_started_slots"],
     deferred: None,
     histograms: ROLES.len() as u16,
     counters: TCP_COUNTERS as u16,
@@ -146,7 +146,13 @@ pub(crate) const PROBE: Probe = Probe {
 };
 
 /// Start times where there are no slots for them.
-const STARTED: Option<(&str, u32)> = Some(("tcp_started_hash", 8192));
+const STARTED: Option<&Table> = Some(&Table {
+    slot: "tcp_started_hash",
+    key_bytes: size_of::<u64>() as u32,
+    value_bytes: 16,
+    entries: 8192,
+    is_lru: false,
+});
 
 const HANDSHAKE: usize = 0;
 const FAILURES: usize = 1;
@@ -206,12 +212,12 @@ fn event_detail(key: &SeriesKey, duration_ns: u64, record: Record) -> Option<Eve
         _ => return None,
     };
     let port = record.u16(offset_of!(tcp_slow_event, peer_port))?;
-    let durations_ns = match u32::from(key.kind) {
+    let timings_ns = match u32::from(key.kind) {
         TCP_KIND_HANDSHAKE => vec![(HANDSHAKE, duration_ns)],
         _ => Vec::new(),
     };
     Some(EventDetail {
-        durations_ns,
+        timings_ns,
         labels: vec![("peer", SocketAddr::new(address, port).to_string())],
     })
 }

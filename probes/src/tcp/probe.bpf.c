@@ -65,11 +65,20 @@ struct tcp_started {
  * instructions for atomic_[cmp]xchg", 5.12) and without socket storage for tracing programs
  * (before commit 8e4597c627fb, 5.11), and for hooks that have neither. Plain, not LRU: a full
  * table is an error that can be counted, an eviction is not. */
-struct {
+struct tcp_started_table {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
-	__type(key, __u64);
-	__type(value, struct tcp_started);
+	/* By size: clang leaves a type that only stands here undefined. */
+	__uint(key_size, sizeof(__u64));
+	__uint(value_size, sizeof(struct tcp_started));
+};
+
+/* The slot stays empty where no program asks for the table. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct tcp_started_table);
 } tcp_started_hash SEC(".maps");
 
 /* 36 bits that are the socket's address: the number of its cache line, mixed one to one. The
@@ -169,8 +178,9 @@ static __always_inline __u64 tcp_task_cgroup_id(void)
 static __always_inline bool tcp_start_hash(__u64 key, __u64 cgroup_id)
 {
 	struct tcp_started started = { .ns = bpf_ktime_get_ns(), .cgroup_id = cgroup_id };
+	void *table = table_in(&tcp_started_hash);
 
-	return !bpf_map_update_elem(&tcp_started_hash, &key, &started, BPF_ANY);
+	return table && !bpf_map_update_elem(table, &key, &started, BPF_ANY);
 }
 
 static __always_inline void tcp_start(struct sock *sk, bool slots)
@@ -195,13 +205,17 @@ static __always_inline void tcp_start(struct sock *sk, bool slots)
  * it was. */
 static __always_inline bool tcp_end_hash(__u64 key, struct tcp_started *ended)
 {
-	struct tcp_started *found = bpf_map_lookup_elem(&tcp_started_hash, &key);
+	void *table = table_in(&tcp_started_hash);
+	struct tcp_started *found;
 
+	if (!table)
+		return false;
+	found = bpf_map_lookup_elem(table, &key);
 	if (!found)
 		return false;
 	ended->ns = bpf_ktime_get_ns() - found->ns;
 	ended->cgroup_id = found->cgroup_id;
-	bpf_map_delete_elem(&tcp_started_hash, &key);
+	bpf_map_delete_elem(table, &key);
 	return true;
 }
 
@@ -552,7 +566,7 @@ int tcp_state_record(void *ctx)
 	if (oldstate == TCP_SYN_RECV) {
 		/* A server's end. What is noted at this address, if anything, was another socket's
 		 * whose end the kernel hid, or a simultaneous open's. */
-		bpf_map_delete_elem(&tcp_started_hash, &socket);
+		tcp_end_hash(socket, &ended);
 		if (newstate == TCP_ESTABLISHED)
 			counter_add(tcp_counters + TCP_COUNTER_OTHER_UNMEASURED + TCP_ROLE_SERVER,
 				    1);
