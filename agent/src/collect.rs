@@ -20,7 +20,7 @@ use probes::{
     gpu::{Gpu, GpuError},
 };
 
-pub(crate) use self::exemplars::{Exemplar, Exemplars};
+pub(crate) use self::exemplars::{Exemplar, Exemplars, OpenError};
 use self::gpu::{Clock, ProcessTotals, Renames};
 use crate::{
     config::Config,
@@ -544,7 +544,20 @@ impl Collector {
         }
     }
 
-    /// Goes on by a new configuration, whose probes are [`Self::turn_on`] already.
+    /// Makes what the exemplars of a new configuration take, of the probes that are on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn open_exemplars(&mut self, config: &Config) -> Result<(), OpenError> {
+        let (programs, memory) = (&mut self.programs, &mut self.map_memory_bytes);
+        for (place, Probe { installed, .. }) in self.probes.iter().enumerate() {
+            let exemplars = &mut self.exemplars;
+            exemplars.open(place, config, installed, programs, memory)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on by a new configuration, for which there was [`Self::turn_on`] and [`Self::open_exemplars`] already.
     pub(crate) fn reconfigure(&mut self, config: &Config) {
         let probes = self.probes.iter().map(|probe| probe.installed.probe.name);
         let unwanted: Vec<_> = probes
@@ -552,9 +565,7 @@ impl Collector {
             .collect();
         self.turn_off(&unwanted);
         let installed = self.probes.iter().map(|probe| &probe.installed);
-        let memory = &mut self.map_memory_bytes;
-        self.exemplars
-            .want(config, installed, &mut self.programs, memory);
+        self.exemplars.want(config, installed, &mut self.programs);
         for Probe { installed, .. } in &mut self.probes {
             if publish(&self.statuses, &installed.status) {
                 log::verdict(&installed.status);

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    collect::{Collector, TurnOnError, lock},
+    collect::{Collector, OpenError, TurnOnError, lock},
     config::Config,
     expose::{
         metrics::{Metrics, Shape},
@@ -140,6 +140,9 @@ pub(crate) enum ReloadError {
         settings: String,
     },
     /// See there.
+    #[error(transparent)]
+    Exemplars(#[from] OpenError),
+    /// See there.
     #[error("probes: {0}")]
     Probe(#[from] TurnOnError),
     /// See there.
@@ -261,12 +264,15 @@ impl Reloader {
         let changed = plan(&self.started, &self.current, &next)?;
         // What can fail comes first, and is taken back when what follows fails.
         let turned_on = lock(&self.collector).turn_on(&next.probes)?;
-        if let Some(web) = &self.web
-            && let Err(error) = web.reload()
-        {
-            lock(&self.collector).turn_off(&turned_on);
-            return Err(error.into());
+        let opened = lock(&self.collector).open_exemplars(&next);
+        let mut rest = opened.map_err(ReloadError::from);
+        if let (Ok(()), Some(web)) = (&rest, &self.web) {
+            rest = web.reload().map_err(ReloadError::from);
         }
+        if rest.is_err() {
+            lock(&self.collector).turn_off(&turned_on);
+        }
+        rest?;
         self.log.set(next.log_level, next.log_format);
         lock(&self.collector).reconfigure(&next);
         self.metrics.reshape(Shape::new(&next));

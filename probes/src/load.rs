@@ -723,7 +723,7 @@ impl Programs {
             if let Some(Ok(mut words)) = words {
                 let mut all = 0..words.len();
                 let outcome = all.try_for_each(|word| words.set(word, 0, 0));
-                outcome.map_err(|error| map_error(&error))?;
+                outcome.map_err(|error| map_error(&chain(&error)))?;
             }
         }
         let fallback = installed.probe.fallback.as_ref();
@@ -809,7 +809,7 @@ impl Programs {
             .any(|program| matches!(program.hook, Hook::TpBtf(_)))
             .then(Btf::from_sys_fs)
             .transpose()
-            .map_err(|error| map_error(&error))?;
+            .map_err(|error| map_error(&chain(&error)))?;
         let mut outcome = Err(map_error(&"there is no program for it"));
         for program in programs.chunks(1) {
             outcome = self.attach_all(btf.as_ref(), program);
@@ -830,14 +830,14 @@ impl Programs {
             let kind = bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
             aya_obj::Map::new_from_params(kind, 0, 0, EVENT_RING_BYTES, 0)
         };
-        let cpus = possible_cpus().map_err(|error| map_error(&error))?;
+        let cpus = possible_cpus().map_err(|error| map_error(&chain(&error)))?;
         let mut rings = Vec::new();
         let mut bytes = 0;
         for cpu in 0..cpus {
             let ring = self.fill_slot("events", cpu, ring())?;
             bytes += map_memory_bytes(ring.fd().as_fd()).unwrap_or(0);
             let ring = RingBuf::try_from(Map::RingBuf(ring));
-            rings.push(ring.map_err(|error| map_error(&error))?);
+            rings.push(ring.map_err(|error| map_error(&chain(&error)))?);
         }
         let mut memory = vec![("events_rings".to_owned(), bytes)];
         memory.extend(self.new_table(EVENT_ORIGINS)?);
@@ -850,15 +850,31 @@ impl Programs {
     /// The kernel's refusal: its events have no process.
     pub fn attach_origins(&mut self, installed: &Installed) -> Result<(), Refusal> {
         let programs = installed.rung.events.unwrap_or_default();
-        if programs.is_empty() || programs.chunks(1).any(|one| self.is_loaded(one)) {
+        if let Some(one) = programs.chunks(1).find(|one| self.is_loaded(one)) {
+            return self.hold(|loaded| loaded.program.name == one[0].name);
+        }
+        if programs.is_empty() {
             return Ok(());
         }
         self.attach_first(programs)
     }
 
+    /// Takes them away from their hooks.
+    pub fn detach_origins(&mut self, installed: &Installed) {
+        let programs = installed.rung.events.unwrap_or_default();
+        for loaded in &mut self.loaded {
+            if programs
+                .iter()
+                .any(|program| program.name == loaded.program.name)
+            {
+                loaded.link = None;
+            }
+        }
+    }
+
     /// Puts a new map into a slot of an array of maps. The kernel holds it as long as the slot does.
     fn fill_slot(&mut self, array: &str, slot: u32, map: aya_obj::Map) -> Result<MapData, Refusal> {
-        let map = MapData::create(map, array, None).map_err(|error| map_error(&error))?;
+        let map = MapData::create(map, array, None).map_err(|error| map_error(&chain(&error)))?;
         let mut slots: ArrayOfMaps<&mut MapData, MapData> = self
             .ebpf
             .map_mut(array)
@@ -866,7 +882,7 @@ impl Programs {
             .ok_or_else(|| map_error(&format!("the eBPF object has no map {array}")))?;
         slots
             .set(slot, &map, 0)
-            .map_err(|error| map_error(&error))?;
+            .map_err(|error| map_error(&chain(&error)))?;
         Ok(map)
     }
 

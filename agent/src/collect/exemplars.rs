@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use probes::{BUCKETS, Event, Events, Installed, Kernel, Programs, SeriesKey, bucket_edge_seconds};
+use probes::{
+    BUCKETS, Event, Events, Installed, Kernel, Programs, Refusal, SeriesKey, bucket_edge_seconds,
+};
 
 use super::{Probe, Totals, Value};
 use crate::config::{self, Config};
@@ -38,11 +40,21 @@ pub(crate) struct Exemplar {
 #[derive(Debug, Default)]
 struct Slow {
     which: config::Exemplars,
+    /// Whether there is all that its events take.
+    is_open: bool,
     /// What is in force, in nanoseconds; 0 is none.
     threshold_ns: u64,
     /// Of the choice that was made last.
     counted: Totals,
     chosen: Option<Instant>,
+}
+
+/// There can be no exemplars of a probe.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{probe}.exemplars: there can be none: {detail}; a restart may find another way")]
+pub(crate) struct OpenError {
+    probe: &'static str,
+    detail: String,
 }
 
 /// All of them, and where they come from.
@@ -56,50 +68,81 @@ pub(crate) struct Exemplars {
 }
 
 impl Exemplars {
-    /// Those that the configuration asks for, of probes that were just attached: their programs may need more of their
-    /// own, for which there may be no privileges later.
+    /// Those that the configuration asks for, of probes that were just attached: what they take may take privileges
+    /// that are given up later. What there cannot be is in the log, for the probes' numbers are there all the same.
     pub(crate) fn new(config: &Config, kernel: &mut Kernel) -> Self {
         let mut exemplars = Self {
             events: None,
             slow: kernel.probes.iter().map(|_| Slow::default()).collect(),
             latest: BTreeMap::new(),
         };
-        exemplars.want(
-            config,
-            kernel.probes.iter(),
-            &mut kernel.programs,
-            &mut kernel.map_memory_bytes,
-        );
+        let (programs, memory) = (&mut kernel.programs, &mut kernel.map_memory_bytes);
+        for (place, installed) in kernel.probes.iter().enumerate() {
+            if let Err(error) = exemplars.open(place, config, installed, programs, memory) {
+                tracing::warn!("{error}");
+            }
+        }
+        exemplars.want(config, kernel.probes.iter(), programs);
         exemplars
     }
 
-    /// Goes on by a new configuration. What a probe cannot do for it is in the log: its numbers are there all the same.
+    /// Makes what the events of a probe take, if they are asked for and it is not there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn open(
+        &mut self,
+        place: usize,
+        config: &Config,
+        installed: &Installed,
+        programs: &mut Programs,
+        memory: &mut Vec<(String, u64)>,
+    ) -> Result<(), OpenError> {
+        let probe = installed.probe.name;
+        let slow = &mut self.slow[place];
+        let asked = which(config, installed) != config::Exemplars::Off;
+        if slow.is_open || !asked || !installed.is_on() || !installed.tells_events() {
+            return Ok(());
+        }
+        let error = |refusal: Refusal| OpenError {
+            probe,
+            detail: refusal.detail,
+        };
+        if self.events.is_none() {
+            let (rings, bytes) = programs.open_events().map_err(error)?;
+            self.events = Some(rings);
+            memory.extend(bytes);
+        }
+        programs.attach_origins(installed).map_err(error)?;
+        slow.is_open = true;
+        Ok(())
+    }
+
+    /// Goes on by a new configuration, for which all is [`Self::open`] that can be.
     pub(super) fn want<'a>(
         &mut self,
         config: &Config,
         probes: impl Iterator<Item = &'a Installed>,
         programs: &mut Programs,
-        memory: &mut Vec<(String, u64)>,
     ) {
         for (installed, slow) in probes.zip(&mut self.slow) {
-            let name = installed.probe.name;
-            let mut which = config.exemplars.get(name).copied().unwrap_or_default();
-            if which != config::Exemplars::Off && installed.is_on() {
-                let outcome = if installed.tells_events() {
-                    open(&mut self.events, installed, programs, memory)
-                } else {
-                    which = config::Exemplars::Off;
-                    let hook = installed.rung.hook;
-                    Err(format!("the hook {hook} tells too little"))
-                };
-                if let Err(why) = outcome {
-                    tracing::warn!(probe = name, "exemplars are not complete: {why}");
-                }
+            let mut which = which(config, installed);
+            let (name, hook) = (installed.probe.name, installed.rung.hook);
+            if which != config::Exemplars::Off && !installed.tells_events() && installed.is_on() {
+                tracing::warn!("{name}.exemplars: the hook {hook} tells too little for any");
+            }
+            if which == config::Exemplars::Off && slow.is_open {
+                programs.detach_origins(installed);
+                slow.is_open = false;
+            }
+            if !slow.is_open {
+                which = config::Exemplars::Off;
             }
             if slow.which != which {
                 *slow = Slow {
                     which,
                     threshold_ns: slow.threshold_ns,
+                    is_open: slow.is_open,
                     ..Slow::default()
                 };
             }
@@ -155,20 +198,9 @@ impl Exemplars {
     }
 }
 
-/// Makes all that the events of a probe need, as far as it is not there.
-fn open(
-    events: &mut Option<Events>,
-    installed: &Installed,
-    programs: &mut Programs,
-    memory: &mut Vec<(String, u64)>,
-) -> Result<(), String> {
-    if events.is_none() {
-        let (rings, bytes) = programs.open_events().map_err(|refusal| refusal.detail)?;
-        *events = Some(rings);
-        memory.extend(bytes);
-    }
-    let attached = programs.attach_origins(installed);
-    attached.map_err(|refusal| format!("no processes: {}", refusal.detail))
+fn which(config: &Config, installed: &Installed) -> config::Exemplars {
+    let which = config.exemplars.get(installed.probe.name);
+    which.copied().unwrap_or_default()
 }
 
 impl Slow {
