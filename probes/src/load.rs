@@ -212,7 +212,7 @@ impl fmt::Debug for Programs {
     }
 }
 
-/// Bytes of a CPU's ring of events: the least that a ring can have, and room for 50 until the agent comes.
+/// Bytes of a CPU's ring of events: the least that a ring can have, and room for 46 until the agent comes.
 const EVENT_RING_BYTES: u32 = 4096;
 
 /// The processes of connects and requests under way.

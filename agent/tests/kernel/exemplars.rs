@@ -179,7 +179,7 @@ fn an_io_has_its_process_and_sectors() {
             .filter(|exemplar| exemplar.bucket.labels["operation"] == "write")
             .collect();
         let [exemplar] = found.as_slice() else {
-            panic!("{name}: {found:?}");
+            panic!("{name}: {found:?} {:?} {:?}", scrape.of_cgroup(&label(&cgroup)), scrape.exemplars);
         };
         let expected = [("comm", "load"), ("pid", pid.as_str()), ("sectors", "0-7")];
         assert_eq!(labels(exemplar), expected);

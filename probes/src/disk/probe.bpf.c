@@ -351,7 +351,7 @@ int disk_begin(unsigned long long *ctx)
 	return disk_began(ctx[0]);
 }
 
-/* Before commit e8a676d61c07 ("block: simplify and extended the block_bio_merge tracepoint
+/* Before commit e8a676d61c07 ("block: simplify and extend the block_bio_merge tracepoint
  * class", 5.11) the queue came first; tried before the other, as for the issue. */
 SEC("tp_btf/block_getrq")
 int disk_begin_queue(unsigned long long *ctx)

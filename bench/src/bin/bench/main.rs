@@ -203,8 +203,17 @@ fn attach(name: &str, bin: &Path) -> Result<(Loader, Programs)> {
     let before = program_ids()?;
     let loader = match name {
         "empty" => Loader::Empty(attach_empty()?),
-        "sentry" => {
-            let (process, address, _) = agent(bin, &["--probes", "tcp,disk"])?;
+        "sentry" | "exemplars" | "events" => {
+            let exemplars = match name {
+                "exemplars" => "auto",
+                // Each event is slower.
+                "events" => "1us",
+                _ => "off",
+            };
+            let flags = ["--probes", "tcp,disk"];
+            let tcp = ["--tcp.exemplars", exemplars];
+            let disk = ["--disk.exemplars", exemplars];
+            let (process, address, _) = agent(bin, &[flags, tcp, disk].concat())?;
             Loader::Agent(process, address)
         }
         "biolatency" => Loader::Biolatency(biolatency()?),
@@ -437,7 +446,7 @@ fn disk(bin: &Path, args: &Args) -> Result<()> {
 
     let mut ios = 0;
     let block = |name: &str| name.contains("disk") || name.starts_with("block_rq");
-    let names = ["empty", "sentry", "biolatency"];
+    let names = ["empty", "sentry", "exemplars", "events", "biolatency"];
     let medians = medians(&names, args.rounds, |names| {
         let costs = costs(names, bin, block, || {
             let report: InterleaveReport = load(bin, &command)?;
@@ -447,9 +456,12 @@ fn disk(bin: &Path, args: &Args) -> Result<()> {
             .into_iter()
             .map(|(name, cost)| {
                 ios = cost.events;
-                // Others of the host do I/O too, so by its own count; biolatency has two
-                // programs for each I/O.
-                let programs = if name == "biolatency" { 2 } else { 1 };
+                // Others of the host do I/O too, so by its own count; some have two programs for
+                // each I/O.
+                let programs = match name {
+                    "biolatency" | "exemplars" | "events" => 2,
+                    _ => 1,
+                };
                 (name, cost.runs.ns_per(cost.runs.count / programs))
             })
             .collect())
@@ -464,6 +476,8 @@ fn disk(bin: &Path, args: &Args) -> Result<()> {
     for (name, text) in [
         ("empty", "empty program on `block_rq_complete`"),
         ("sentry", "Sentry, by cgroup, device and operation"),
+        ("exemplars", "the same with `--disk.exemplars auto`"),
+        ("events", "the same with an event of each (`1us`)"),
         (
             "biolatency",
             "biolatency, its two programs, without attribution",
@@ -522,7 +536,8 @@ fn tcp(bin: &Path, args: &Args) -> Result<()> {
         .collect();
 
     let mut changes = 0.0;
-    let medians = medians(&["empty", "sentry"], args.rounds, |names| {
+    let names = ["empty", "sentry", "exemplars", "events"];
+    let medians = medians(&names, args.rounds, |names| {
         let costs = costs(
             names,
             bin,
@@ -558,6 +573,8 @@ fn tcp(bin: &Path, args: &Args) -> Result<()> {
     for (name, text) in [
         ("empty", "empty program on `inet_sock_set_state`"),
         ("sentry", "Sentry, both ends, by cgroup"),
+        ("exemplars", "the same with `--tcp.exemplars auto`"),
+        ("events", "the same with two events of each (`1us`)"),
     ] {
         println!(
             "| {text} | {:.0} | {:.0} |",
