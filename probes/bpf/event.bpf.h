@@ -19,14 +19,15 @@ struct {
 	__array(values, struct event_ring);
 } events SEC(".maps");
 
-/* Who began what is under way, by the address of its socket or bio. LRU, for not every end is
- * seen; what loses its place has an event without a process. */
-struct event_origins {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+/* Who began what is under way, at a place that its address leads to. No hash table: to note
+ * somebody there took 1,200 ns of each request, in an array it takes 60. */
+struct event_places {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_INNER_MAP);
+	__uint(max_entries, 1);
 	/* By size: clang leaves a type that only stands here undefined. */
-	__uint(key_size, sizeof(__u64));
-	__uint(value_size, sizeof(struct event_origin));
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct event_place));
 };
 
 /* The slot is empty, and costs nothing, until somebody asks for events. */
@@ -34,7 +35,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__array(values, struct event_origins);
+	__array(values, struct event_places);
 } event_origins SEC(".maps");
 
 /* Whether an event of this duration is asked for. The cell of the pool of counters has the
@@ -46,34 +47,67 @@ static __always_inline bool event_is_wanted(__u32 slow_cell, __u64 ns)
 	return slow_ns && *slow_ns - 1 < ns;
 }
 
-/* Notes the current task as the one that began something, if events are asked for. */
-static __always_inline void event_begin(__u32 slow_cell, __u64 address)
+/* The place of what is at an address, and in `number` what tells it from others there. */
+static __always_inline struct event_place *event_place_of(__u64 address, __u64 *number, bool direct)
 {
-	struct event_origin origin = {};
-	void *table;
+	void *table = table_in(&event_origins);
+	__u32 index = 0;
+	void *base;
+
+	if (!table)
+		return NULL;
+	/* Of a typed pointer the verifier lets no number be made but its distance from another. */
+	if (direct) {
+		base = bpf_map_lookup_elem(table, &index);
+		if (!base)
+			return NULL;
+		asm("%0 -= %1" : "+r"(address) : "r"(base));
+	}
+	*number = address;
+	index = address * 0x9e3779b97f4a7c15ULL >> (64 - EVENT_PLACE_BITS);
+	return bpf_map_lookup_elem(table, &index);
+}
+
+/* Tells whether a place is of one writer: two at once may mix what they write. */
+static __always_inline __u64 event_check(const struct event_place *place, __u64 number)
+{
+	const __u64 *comm = (const __u64 *)place->comm;
+
+	return number ^ place->pid * 0x9e3779b97f4a7c15ULL ^ comm[0] * 0xbf58476d1ce4e5b9ULL ^
+	       comm[1] * 0x94d049bb133111ebULL;
+}
+
+/* Notes the current task as the one that began something, if events are asked for. */
+static __always_inline void event_begin(__u32 slow_cell, __u64 address, bool direct)
+{
+	struct event_place *place, noted = {};
+	__u64 number;
 
 	if (!event_is_wanted(slow_cell, ~0ULL))
 		return;
-	table = table_in(&event_origins);
-	if (!table)
+	place = event_place_of(address, &number, direct);
+	if (!place)
 		return;
-	origin.pid = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(origin.comm, sizeof(origin.comm));
-	bpf_map_update_elem(table, &address, &origin, BPF_ANY);
+	noted.pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(noted.comm, sizeof(noted.comm));
+	noted.check = event_check(&noted, number);
+	*place = noted;
 }
 
 /* Takes over into an event who began what is at an address. */
-static __always_inline void event_name(struct event *event, __u64 address)
+static __always_inline void event_name(struct event *event, __u64 address, bool direct)
 {
-	void *table = table_in(&event_origins);
-	struct event_origin *origin;
+	struct event_place *place, noted;
+	__u64 number;
 
-	if (!table)
+	place = event_place_of(address, &number, direct);
+	if (!place)
 		return;
-	origin = bpf_map_lookup_elem(table, &address);
-	if (!origin)
+	noted = *place;
+	if (noted.check != event_check(&noted, number))
 		return;
-	event->origin = *origin;
+	event->origin.pid = noted.pid;
+	__builtin_memcpy(event->origin.comm, noted.comm, sizeof(noted.comm));
 }
 
 /* Sends an event of `bytes`; the counter `lost` takes one that finds its ring full. Nobody is

@@ -15,6 +15,18 @@ struct event_origin {
 	char comm[EVENT_COMM_BYTES];
 };
 
+/* Places for who began what is under way: another may take one, and the process is unknown then. Of
+ * 1,000 that begin meanwhile, one in eight loses its place to them. */
+#define EVENT_PLACE_BITS 13
+
+/* Such a place. */
+struct event_place {
+	/* Of what is noted, and of what it is noted for. */
+	__u64 check;
+	char comm[EVENT_COMM_BYTES];
+	__u64 pid;
+};
+
 /* The head of every event. What the probe has to say of it follows. */
 struct event {
 	/* CLOCK_MONOTONIC. */

@@ -15,11 +15,11 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, Queue, RingBuf},
 };
-use aya_obj::generated::bpf_map_type;
+use aya_obj::generated::{BPF_F_INNER_MAP, bpf_map_type};
 
 use crate::{
     Cells, Events, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable,
-    Status, Table, Verdict, btf, cgroup,
+    Status, Table, TableKind, Verdict, btf, cgroup,
     hook::{self, Host, Link, chain},
     pool::map_memory_bytes,
     record::{self, Field},
@@ -218,10 +218,10 @@ const EVENT_RING_BYTES: u32 = 4096;
 /// The processes of connects and requests under way.
 const EVENT_ORIGINS: &Table = &Table {
     slot: "event_origins",
-    key_bytes: size_of::<u64>() as u32,
-    value_bytes: size_of::<wire::event_origin>() as u32,
-    entries: 4096,
-    is_lru: true,
+    key_bytes: size_of::<u32>() as u32,
+    value_bytes: size_of::<wire::event_place>() as u32,
+    entries: 1 << wire::EVENT_PLACE_BITS,
+    kind: TableKind::Array,
 };
 
 /// The object, aligned as its parser wants it.
@@ -888,13 +888,14 @@ impl Programs {
 
     /// Fills a table's slot with an empty one. Returns its name and memory in bytes.
     fn new_table(&mut self, table: &Table) -> Result<Option<(String, u64)>, Refusal> {
-        let kind = if table.is_lru {
-            bpf_map_type::BPF_MAP_TYPE_LRU_HASH
-        } else {
-            bpf_map_type::BPF_MAP_TYPE_HASH
+        let (kind, flags) = match table.kind {
+            TableKind::Hash => (bpf_map_type::BPF_MAP_TYPE_HASH, 0),
+            TableKind::LruHash => (bpf_map_type::BPF_MAP_TYPE_LRU_HASH, 0),
+            // Without it an array must have as many entries as the object says.
+            TableKind::Array => (bpf_map_type::BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP),
         };
         let (key, value) = (table.key_bytes, table.value_bytes);
-        let map = aya_obj::Map::new_from_params(kind as u32, key, value, table.entries, 0);
+        let map = aya_obj::Map::new_from_params(kind as u32, key, value, table.entries, flags);
         let map = self.fill_slot(table.slot, 0, map)?;
         let bytes = map_memory_bytes(map.fd().as_fd());
         Ok(bytes.map(|bytes| (format!("{}_table", table.slot), bytes)))

@@ -66,7 +66,7 @@ pub struct Variant {
     pub note: &'static str,
 }
 
-/// A hash table that is made when it is needed. Until then there is only its slot.
+/// A table that is made when it is needed. Until then there is only its slot.
 #[derive(Debug)]
 pub struct Table {
     /// The array of maps whose slot 0 takes it.
@@ -77,8 +77,19 @@ pub struct Table {
     pub value_bytes: u32,
     /// How many there may be.
     pub entries: u32,
-    /// Whether the least recently used goes when it is full; else the newest finds no place.
-    pub is_lru: bool,
+    /// Its kind.
+    pub kind: TableKind,
+}
+
+/// Kinds of tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableKind {
+    /// By key; when it is full the newest finds no place.
+    Hash,
+    /// By key; when it is full the least recently used goes.
+    LruHash,
+    /// By number, from 0.
+    Array,
 }
 
 /// A program and where it is attached.

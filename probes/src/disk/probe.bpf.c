@@ -179,7 +179,7 @@ static __always_inline void disk_send(struct request *rq, __u32 operation, __u64
 	};
 
 	series_key_cgroup(&slow.event.key, KERNEL_READ(direct, blkcg, css.cgroup), direct);
-	event_name(&slow.event, (__u64)bio);
+	event_name(&slow.event, (__u64)bio, direct);
 	event_send(&slow.event, sizeof(slow), disk_counters + DISK_COUNTER_EVENTS_LOST);
 }
 
@@ -339,16 +339,16 @@ int disk_issue_queue_raw(unsigned long long *ctx)
 
 /* A request is made of a bio, in the task that asks for the I/O: it may be a kernel thread that
  * issues it. Attached only while events are asked for. */
-static __always_inline int disk_began(__u64 bio)
+static __always_inline int disk_began(__u64 bio, bool direct)
 {
-	event_begin(disk_counters + DISK_COUNTER_SLOW_NS, bio);
+	event_begin(disk_counters + DISK_COUNTER_SLOW_NS, bio, direct);
 	return 0;
 }
 
 SEC("tp_btf/block_getrq")
 int disk_begin(unsigned long long *ctx)
 {
-	return disk_began(ctx[0]);
+	return disk_began(ctx[0], true);
 }
 
 /* Before commit e8a676d61c07 ("block: simplify and extend the block_bio_merge tracepoint
@@ -356,19 +356,19 @@ int disk_begin(unsigned long long *ctx)
 SEC("tp_btf/block_getrq")
 int disk_begin_queue(unsigned long long *ctx)
 {
-	return disk_began(ctx[1]);
+	return disk_began(ctx[1], true);
 }
 
 SEC("raw_tracepoint/block_getrq")
 int disk_begin_raw(unsigned long long *ctx)
 {
-	return disk_began(ctx[0]);
+	return disk_began(ctx[0], false);
 }
 
 SEC("raw_tracepoint/block_getrq")
 int disk_begin_queue_raw(unsigned long long *ctx)
 {
-	return disk_began(ctx[1]);
+	return disk_began(ctx[1], false);
 }
 
 /* Where the tracepoints' records have their fields; read from tracefs by the loader. */

@@ -14,7 +14,7 @@ use crate::{
     Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series,
     SeriesKey,
     event::Record,
-    spec::{self, Hook, Program, Table, Variant},
+    spec::{self, Hook, Program, Table, TableKind, Variant},
     wire::{
         TCP_COUNTER_EVENTS_LOST, TCP_COUNTER_OTHER_FAILURE, TCP_COUNTER_OTHER_SYN_RETRANSMITS,
         TCP_COUNTER_OTHER_UNMEASURED, TCP_COUNTER_OVERFLOW, TCP_COUNTER_SLOW_NS,
@@ -151,7 +151,7 @@ const STARTED: Option<&Table> = Some(&Table {
     key_bytes: size_of::<u64>() as u32,
     value_bytes: 16,
     entries: 8192,
-    is_lru: false,
+    kind: TableKind::Hash,
 });
 
 const HANDSHAKE: usize = 0;

@@ -183,7 +183,7 @@ static __always_inline bool tcp_start_hash(__u64 key, __u64 cgroup_id)
 	return table && !bpf_map_update_elem(table, &key, &started, BPF_ANY);
 }
 
-static __always_inline void tcp_start(struct sock *sk, bool slots)
+static __always_inline void tcp_start(struct sock *sk, bool slots, bool direct)
 {
 	__u64 now;
 	bool stored;
@@ -198,7 +198,7 @@ static __always_inline void tcp_start(struct sock *sk, bool slots)
 	}
 	if (!stored)
 		counter_add(tcp_counters + TCP_COUNTER_UNTRACKED, 1);
-	event_begin(tcp_counters + TCP_COUNTER_SLOW_NS, (__u64)sk);
+	event_begin(tcp_counters + TCP_COUNTER_SLOW_NS, (__u64)sk, direct);
 }
 
 /* Forgets the start of a connect; false where that was not seen. `ended` holds how long ago
@@ -327,7 +327,7 @@ static __always_inline void tcp_send(const struct tcp_event *of, enum tcp_means 
 	tcp_key_cgroup(&slow.event.key, of, means);
 	/* Nobody has accepted a server's socket yet, and its address may have been a client's. */
 	if (kind != TCP_KIND_HANDSHAKE || detail != TCP_ROLE_SERVER)
-		event_name(&slow.event, (__u64)sk);
+		event_name(&slow.event, (__u64)sk, direct);
 	slow.family = KERNEL_READ(direct, sk, __sk_common.skc_family);
 	slow.peer_port = __builtin_bswap16(KERNEL_READ(direct, sk, __sk_common.skc_dport));
 	if (slow.family != AF_INET6) {
@@ -488,7 +488,7 @@ static __always_inline void tcp_state(struct sock *sk, int oldstate, int newstat
 	if (KERNEL_READ(means & TCP_DIRECT, sk, sk_protocol) != IPPROTO_TCP)
 		return;
 	if (newstate == TCP_SYN_SENT) {
-		tcp_start(sk, means & TCP_SLOTS);
+		tcp_start(sk, means & TCP_SLOTS, means & TCP_DIRECT);
 		return;
 	}
 	/* A simultaneous open goes through SYN_RECV and is still the client's. */
