@@ -576,10 +576,9 @@ impl Collector {
         let version = self.names.version();
         let asked = now.duration_since(self.renamed);
         let soon = occasion == Occasion::Scrape || asked >= RENAME_INTERVAL;
-        let renamed =
-            self.relabels || asked >= ASK_AGAIN || (soon && version != self.names_version);
+        let due = self.relabels || asked >= ASK_AGAIN || (soon && version != self.names_version);
         let renames = Renames {
-            due: renamed,
+            due,
             leave: self.relabels || self.dated || self.names.labels_are_shared(),
             shown: occasion == Occasion::Scrape,
         };
@@ -587,7 +586,7 @@ impl Collector {
         self.collect_series(now, renames, &mut outcome)?;
         gpu?;
         self.relabels = false;
-        if renamed {
+        if due {
             (self.names_version, self.renamed) = (version, now);
         }
         self.looked = looked;
