@@ -9,7 +9,6 @@ mod gpu;
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -218,6 +217,8 @@ pub(crate) struct Tracked {
     life: Life,
     /// When it was not there yet: the collection before the one that found it.
     begun: SystemTime,
+    /// Whether anybody has seen it under its labels.
+    shown: bool,
 }
 
 impl Tracked {
@@ -241,6 +242,7 @@ impl Tracked {
             device_known: false,
             life: Life::Retained(now),
             begun: std::mem::replace(&mut self.begun, begun),
+            shown: self.shown,
         }
     }
 }
@@ -351,6 +353,8 @@ pub(crate) struct Collector {
     exemplars: Exemplars,
     /// Whether other labels are asked for than those that series have.
     relabels: bool,
+    /// Whether anybody is told since when series count.
+    dated: bool,
 }
 
 /// The processes of the gpu probe. They have no cells in the pools.
@@ -435,8 +439,7 @@ impl Collector {
         exemplars: Exemplars,
         gpu: Option<Arc<Gpu>>,
         names: Arc<Names>,
-        sysfs: PathBuf,
-        retention: Duration,
+        config: &Config,
     ) -> Self {
         let statuses = kernel
             .probes
@@ -483,15 +486,16 @@ impl Collector {
             looked: started,
             forgotten: Instant::now(),
             names,
-            devices: Devices::new(sysfs),
+            devices: Devices::new(config.sysfs.clone()),
             devices_checked: Instant::now(),
-            retention,
+            retention: config.series_retention,
             evicted: 0,
             programs: kernel.programs,
             map_memory_bytes: kernel.map_memory_bytes,
             cgroup_events_lost: kernel.cgroup_events_lost,
             statuses,
             relabels: false,
+            dated: is_dated(config),
         }
     }
 
@@ -571,6 +575,7 @@ impl Collector {
                 log::verdict(&installed.status);
             }
         }
+        self.dated = is_dated(config);
         self.retention = config.series_retention;
         self.names.retain(config.series_retention);
         self.relabels |= self.names.tell(config.aggregate, &config.pod_labels);
@@ -592,17 +597,21 @@ impl Collector {
         let version = self.names.version();
         let asked = now.duration_since(self.renamed);
         let soon = occasion == Occasion::Scrape || asked >= RENAME_INTERVAL;
-        let renamed =
-            self.relabels || asked >= ASK_AGAIN || (soon && version != self.names_version);
-        let gpu = self.collect_gpu(now, renamed, &mut outcome);
-        self.collect_series(now, renamed, &mut outcome)?;
+        let due = self.relabels || asked >= ASK_AGAIN || (soon && version != self.names_version);
+        let renames = Renames {
+            due,
+            leave: self.relabels || self.dated || self.names.labels_are_shared(),
+            shown: occasion == Occasion::Scrape,
+        };
+        let gpu = self.collect_gpu(now, renames, &mut outcome);
+        self.collect_series(now, renames, &mut outcome)?;
         gpu?;
         let cells = &self.readings.cells;
         self.exemplars.take_in(now, &self.probes, |probe, slow_ns| {
             cells.send_events(&self.probes[probe].installed, slow_ns);
         });
         self.relabels = false;
-        if renamed {
+        if due {
             (self.names_version, self.renamed) = (version, now);
         }
         self.looked = looked;
@@ -613,7 +622,7 @@ impl Collector {
     fn collect_gpu(
         &mut self,
         now: Instant,
-        due: bool,
+        renames: Renames,
         outcome: &mut Outcome,
     ) -> Result<(), GpuError> {
         let Some(GpuProcesses { probe, gpu, totals }) = &mut self.gpu else {
@@ -634,10 +643,6 @@ impl Collector {
         let other = self.names.other();
         let owner = |workload: Option<Workload>| {
             workload.map_or_else(|| other.clone(), |workload| look.owner(workload))
-        };
-        let renames = Renames {
-            due,
-            leave: self.relabels || self.names.labels_are_shared(),
         };
         let clock = Clock {
             now,
@@ -663,7 +668,7 @@ impl Collector {
     fn collect_series(
         &mut self,
         now: Instant,
-        renamed: bool,
+        renames: Renames,
         outcome: &mut Outcome,
     ) -> Result<(), SeriesError> {
         // One series that the kernel refuses is no reason to leave out the others.
@@ -681,20 +686,20 @@ impl Collector {
         for probe in &mut self.probes {
             self.readings.update(&mut probe.other, &mut probe.sums);
         }
-        let leave = self.relabels || self.names.labels_are_shared();
         let mut left = Vec::new();
         let mut look = self.names.look();
         for (key, tracked) in &mut self.series {
             let sums = &mut self.probes[tracked.probe].sums;
             let workload = Workload::from(key);
-            if renamed || tracked.certainty == Certainty::Unknown {
+            if renames.due || tracked.certainty == Certainty::Unknown {
                 let named = look.owner(workload);
                 let before = Arc::clone(&tracked.labels.owner);
                 named.improve(&mut tracked.labels.owner, &mut tracked.certainty);
-                if leave && before != tracked.labels.owner {
+                if renames.leave && tracked.shown && before != tracked.labels.owner {
                     left.push((*key, tracked.leave(before, now, self.looked)));
                 }
             }
+            tracked.shown |= renames.shown;
             match tracked.life {
                 Life::Live => {
                     self.readings.update(&mut tracked.samples, sums);
@@ -814,6 +819,7 @@ impl Collector {
                     device_known,
                     life: Life::Live,
                     begun: self.looked,
+                    shown: false,
                 },
             );
         }
@@ -1065,6 +1071,11 @@ impl Collector {
         maps.extend(self.gpu().map(Gpu::map_memory_bytes).unwrap_or_default());
         maps
     }
+}
+
+/// Whether anybody is told since when series count. What they then count must be in no other series as well.
+fn is_dated(config: &Config) -> bool {
+    config.created || config.otlp.is_some()
 }
 
 /// Whether two verdicts on a probe say the same.

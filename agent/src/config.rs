@@ -356,7 +356,8 @@ struct Flags {
           default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set,
           help_heading = "Series")]
     classic_histograms: bool,
-    /// Say since when each counter and histogram counts, in OpenMetrics and protobuf
+    /// Say since when each counter and histogram counts, in OpenMetrics and protobuf; series whose labels become
+    /// others then begin anew
     #[arg(long = "metrics.created", value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Series")]
     created: bool,

@@ -178,8 +178,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         exemplars,
         gpu,
         Arc::clone(&names),
-        config.sysfs.clone(),
-        config.series_retention,
+        config,
     )));
     tokio::spawn(maintain(Arc::clone(&collector), names, news, follows));
     if std::io::stdout().is_terminal() {

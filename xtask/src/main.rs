@@ -1,5 +1,6 @@
 //! The code behind the Makefile, which has installed what is needed.
 
+mod collector;
 mod compose;
 mod cuda;
 mod grafana;
@@ -20,7 +21,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | cuda | manifests [--check] | release | image [--prebuilt] | sbom | install";
+const USAGE: &str = "usage: cargo xtask run [FLAG...] | demo | test | test-fast | vm [FLAG...] | lint | fmt | docs [--check] | bench [FLAG...] | soak | cuda | collector | manifests [--check] | release | image [--prebuilt] | sbom | install";
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -53,6 +54,7 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
         ["bench", flags @ ..] => bench(flags),
         ["soak"] => soak(),
         ["cuda"] => cuda::fetch().map(drop),
+        ["collector"] => collector::fetch().map(drop),
         ["manifests"] => {
             prometheus::write()?;
             grafana::write()?;
@@ -135,8 +137,9 @@ fn test() -> anyhow::Result<()> {
     if let Some(folder) = prometheus {
         tests.env("SENTRY_PROMETHEUS_3", folder);
     }
-    // NVIDIA has other files for other machines.
+    // There are other files for other machines.
     if cfg!(target_arch = "x86_64") {
+        tests.env("SENTRY_COLLECTOR_CACHE", collector::fetch()?);
         tests.env("SENTRY_CUDA_CACHE", cuda::fetch()?);
     }
     // One of them compares docs/metrics.md with the code.

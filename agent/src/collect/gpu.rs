@@ -35,8 +35,11 @@ pub(super) struct ProcessTotals {
 pub(super) struct Renames {
     /// All are to be asked for again, not only those that are unknown.
     pub(super) due: bool,
-    /// What was counted stays with the old labels, which others may share.
+    /// What was counted and seen stays with the old labels: others may share them, or it would count twice for those
+    /// who are told since when it counts.
     pub(super) leave: bool,
+    /// All is about to be seen.
+    pub(super) shown: bool,
 }
 
 /// When a collection takes place.
@@ -77,6 +80,8 @@ struct Total {
     touched: Instant,
     /// When it was not there yet.
     begun: SystemTime,
+    /// Whether anybody has seen it under its labels.
+    shown: bool,
 }
 
 impl ProcessTotals {
@@ -176,6 +181,7 @@ impl ProcessTotals {
                     certainty: named.certainty,
                     touched: now,
                     begun: looked,
+                    shown: false,
                 }
             });
             if !process.exited || !gained.is_zero() {
@@ -219,13 +225,14 @@ impl ProcessTotals {
                 named.improve(&mut total.labels.owner, &mut total.certainty);
                 // A gauge is what is there now, and goes along.
                 let stays = !matches!(total.value, Value::Gauge(_));
-                if renames.leave && stays && before != total.labels {
+                if renames.leave && total.shown && stays && before != total.labels {
                     let zero = total.value.zero();
                     let value = std::mem::replace(&mut total.value, zero);
                     let begun = std::mem::replace(&mut total.begun, looked);
                     left.push((key.clone(), before, value, begun));
                 }
             }
+            total.shown |= renames.shown;
             // Of those that ended nobody can tell.
             let lives = total.touched == now;
             if total.certainty == Certainty::Unknown
@@ -247,6 +254,7 @@ impl ProcessTotals {
                 certainty: Certainty::Full,
                 touched: now,
                 begun,
+                shown: true,
             };
             self.totals.insert(Key { workload, ..key }, total);
         }
@@ -390,6 +398,7 @@ mod tests {
                 renames: Renames {
                     due: false,
                     leave: false,
+                    shown: false,
                 },
                 retained_max: 100,
             }
@@ -715,6 +724,7 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.named = vec![(1, "/job"), (2, "/job")];
         fixture.renames.leave = true;
+        fixture.renames.shown = true;
         let second = |count| Process {
             workload: Workload {
                 hierarchy: 0,
@@ -754,6 +764,29 @@ mod tests {
         assert_eq!(outcome.unknown, []);
         assert_eq!(sum(&fixture, LAUNCHES, "/job"), 11);
         assert_eq!(fixture.shown(LAUNCHES).len(), 2);
+    }
+
+    #[test]
+    fn what_nobody_has_seen_goes_along() {
+        let mut fixture = Fixture::new();
+        fixture.renames.leave = true;
+        let launched = |count| [process(1, vec![launches(count)])];
+        let line = |name: &str, count: u64| {
+            let kernel = r#"[("api", "kernel")]"#;
+            format!("{name} train - {kernel} {count}")
+        };
+        fixture.collect(&launched(4));
+        fixture.renames.due = true;
+        fixture.named = vec![(1, "/web")];
+        fixture.renames.shown = true;
+        fixture.collect(&launched(5));
+        assert_eq!(fixture.shown(LAUNCHES), [line("/web", 5)]);
+        fixture.named = vec![(1, "/shop")];
+        fixture.collect(&launched(6));
+        fixture.collect(&launched(8));
+        let mut shown = fixture.shown(LAUNCHES);
+        shown.sort();
+        assert_eq!(shown, [line("/shop", 2), line("/web", 6)]);
     }
 
     #[test]

@@ -185,11 +185,15 @@ fn formats() -> String {
     format!(
         "## Formats\n\n\
          The client's `Accept` header says in which format `/metrics` answers, by its quality values; where it takes several alike, in the later of these:\n\n{}\n\
-         All say the same numbers at the same moment ([0011](decisions/0011-three-formats-from-one-model.md)). Label and metric names are plain ASCII, so `escaping` changes nothing. \
+         All say the same numbers at the same moment ([0011](decisions/0011-three-formats-from-one-model.md)). Label and metric names are plain ASCII, so `escaping` changes nothing; the `Content-Type` repeats it where a client asks for it, as Prometheus 3 does. \
+         Who asks for OpenMetrics by the draft's number, 0.0.1, gets the same text by that number. \
          Protobuf leaves out what has no samples.\n\n\
          With `--metrics.created`, counters and histograms say since when they count, as `_created` in OpenMetrics and `created_timestamp` in protobuf; 0.0.4 has no place for it. \
          It is a moment at which the series certainly was not there yet: when the agent last looked before it found it, some 10 s before its first event at most. \
-         Where several cgroups share their labels, it is that of the first; the agent's own began when it did.\n\n\
+         Where several cgroups share their labels, it is that of the first; the agent's own began when it did, and `process_cpu_seconds_total` with the process. \
+         So that no event counts twice, a series that has been shown and whose labels become others later, as its pod becomes known, then begins anew under these, from zero, \
+         and what it has counted so far stays under the old ones for `--series.retention`. \
+         Without this flag and `--otlp.endpoint` it takes along what it has counted.\n\n\
          ### Histograms\n\n\
          The kernel's buckets are four to the octave: bucket i holds durations above 2^((i-1)/4) s up to 2^(i/4) s, edge included, from 2^-18 s ({:.1} µs) to 2^4 s. \
          One more holds all that is shorter, and one all that is longer. `_count` is the sum of them all.\n\n\

@@ -24,53 +24,93 @@ impl Format {
         }
     }
 
-    /// Chooses the format for the values of a request's `Accept` headers (RFC 9110, section 12.5.1).
+    /// Chooses the answer to the values of a request's `Accept` headers (RFC 9110, section 12.5.1).
     ///
     /// The most specific range that matches a format gives its quality, and the higher quality wins. On a tie the
     /// format that says more wins, where the client named it; protobuf, which no person can read, is never an answer
     /// to one that did not. A client that accepts none still gets Prometheus text, as from Prometheus' own
     /// exporters: a readable answer serves it better than a 406.
     #[must_use]
-    pub(crate) fn negotiate<'a>(accept: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn negotiate<'a>(accept: impl IntoIterator<Item = &'a str>) -> Answer {
         let mut protobuf = Preference::default();
         let mut open_metrics = Preference::default();
+        let mut draft = Preference::default();
         let mut prometheus = Preference::default();
         let ranges = accept.into_iter().flat_map(|value| value.split(','));
         for range in ranges.filter_map(MediaRange::parse) {
-            protobuf.consider(range.protobuf_rank(), range.quality);
-            open_metrics.consider(range.open_metrics_rank(), range.quality);
-            prometheus.consider(range.prometheus_rank(), range.quality);
+            protobuf.consider(range.protobuf_rank(), &range);
+            open_metrics.consider(range.open_metrics_rank(), &range);
+            draft.consider(range.draft_rank(), &range);
+            prometheus.consider(range.prometheus_rank(), &range);
+        }
+        let is_draft = draft.quality > open_metrics.quality;
+        if is_draft {
+            open_metrics = draft;
         }
         let text = if open_metrics.is_before(&prometheus) {
             (Self::OpenMetrics, open_metrics)
         } else {
             (Self::Prometheus, prometheus)
         };
-        if protobuf.is_before(&text.1) {
-            Self::Protobuf
+        let (format, preference) = if protobuf.is_before(&text.1) {
+            (Self::Protobuf, protobuf)
         } else {
-            text.0
+            text
+        };
+        Answer {
+            format,
+            is_draft: is_draft && format == Self::OpenMetrics,
+            escaping: preference.escaping,
         }
     }
 }
 
+/// What a client gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) format: Format,
+    /// Whether the client wants `OpenMetrics` by the draft's number, 0.0.1. It is the same text.
+    is_draft: bool,
+    /// How the client wants names that have more than the old characters. Ours have none, so that each is obeyed.
+    escaping: Option<&'static str>,
+}
+
+impl Answer {
+    /// The `Content-Type`: what was asked for, by the names that it was asked for by.
+    #[must_use]
+    pub(crate) fn content_type(&self) -> String {
+        let mut text = self.format.content_type().to_owned();
+        if self.is_draft {
+            text = text.replace("version=1.0.0", "version=0.0.1");
+        }
+        if let Some(escaping) = self.escaping {
+            text.extend(["; escaping=", escaping]);
+        }
+        text
+    }
+}
+
+/// Ways to escape names that clients of Prometheus 3 ask for.
+const ESCAPING: [&str; 4] = ["allow-utf-8", "underscores", "dots", "values"];
+
 const RANK_ANY: u8 = 0;
 const RANK_TYPE: u8 = 1;
 const RANK_NAMED: u8 = 2;
-const RANK_OLD_VERSION: u8 = 3;
-const RANK_VERSION: u8 = 4;
+const RANK_VERSION: u8 = 3;
 
 /// What the ranges seen so far say about one format.
 #[derive(Default)]
 struct Preference {
     rank: Option<u8>,
     quality: u16,
+    escaping: Option<&'static str>,
 }
 
 impl Preference {
-    fn consider(&mut self, rank: Option<u8>, quality: u16) {
-        if rank.is_some() && (rank, quality) > (self.rank, self.quality) {
-            (self.rank, self.quality) = (rank, quality);
+    fn consider(&mut self, rank: Option<u8>, range: &MediaRange) {
+        if rank.is_some() && (rank, range.quality) > (self.rank, self.quality) {
+            (self.rank, self.quality) = (rank, range.quality);
+            self.escaping = range.escaping;
         }
     }
 
@@ -87,6 +127,8 @@ struct MediaRange<'a> {
     version: Option<&'a str>,
     /// The message and its framing, of protobuf.
     message: [Option<&'a str>; 2],
+    /// One of [`ESCAPING`].
+    escaping: Option<&'static str>,
     /// In thousandths.
     quality: u16,
 }
@@ -100,6 +142,7 @@ impl<'a> MediaRange<'a> {
             media,
             version: None,
             message: [None; 2],
+            escaping: None,
             quality: 1000,
         };
         for parameter in parts {
@@ -112,6 +155,9 @@ impl<'a> MediaRange<'a> {
                 range.message[0] = Some(value.trim_matches('"'));
             } else if name.eq_ignore_ascii_case("encoding") {
                 range.message[1] = Some(value.trim_matches('"'));
+            } else if name.eq_ignore_ascii_case("escaping") {
+                let wanted = value.trim_matches('"');
+                range.escaping = ESCAPING.into_iter().find(|known| *known == wanted);
             }
         }
         Some(range)
@@ -127,20 +173,21 @@ impl<'a> MediaRange<'a> {
     }
 
     fn open_metrics_rank(&self) -> Option<u8> {
-        // Version 0.0.1 is the draft's number for the same text.
-        self.rank(
-            "application/*",
-            "application/openmetrics-text",
-            &[("0.0.1", RANK_OLD_VERSION), ("1.0.0", RANK_VERSION)],
-        )
+        self.rank("application/*", "application/openmetrics-text", "1.0.0")
+    }
+
+    /// Only by its number: whoever names none gets 1.0.0.
+    fn draft_rank(&self) -> Option<u8> {
+        let rank = self.rank("application/*", "application/openmetrics-text", "0.0.1");
+        rank.filter(|rank| *rank == RANK_VERSION)
     }
 
     fn prometheus_rank(&self) -> Option<u8> {
-        self.rank("text/*", "text/plain", &[("0.0.4", RANK_VERSION)])
+        self.rank("text/*", "text/plain", "0.0.4")
     }
 
     /// How specifically this range matches a format; `None` if it doesn't.
-    fn rank(&self, family: &str, name: &str, versions: &[(&str, u8)]) -> Option<u8> {
+    fn rank(&self, family: &str, name: &str, version: &str) -> Option<u8> {
         if self.media == "*/*" {
             return Some(RANK_ANY);
         }
@@ -150,11 +197,10 @@ impl<'a> MediaRange<'a> {
         if !self.media.eq_ignore_ascii_case(name) {
             return None;
         }
-        let Some(wanted) = self.version else {
-            return Some(RANK_NAMED);
-        };
-        let known = versions.iter().find(|(version, _)| *version == wanted);
-        known.map(|(_, rank)| *rank)
+        match self.version {
+            None => Some(RANK_NAMED),
+            Some(wanted) => (wanted == version).then_some(RANK_VERSION),
+        }
     }
 }
 
@@ -260,7 +306,7 @@ mod tests {
             &[
                 "application/openmetrics-text;version=1.0.0;q=0, application/openmetrics-text;version=0.0.1, */*;q=0.1",
             ],
-            Prometheus,
+            OpenMetrics,
         ),
         (
             &["text/plain;version=1.0.0, application/openmetrics-text;q=0.1"],
@@ -351,10 +397,72 @@ mod tests {
     fn negotiates() {
         for (accept, expected) in ACCEPT {
             assert_eq!(
-                Format::negotiate(accept.iter().copied()),
+                Format::negotiate(accept.iter().copied()).format,
                 *expected,
                 "{accept:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_answer_says_what_was_asked_for() {
+        let open = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        let draft = "application/openmetrics-text; version=0.0.1; charset=utf-8";
+        let text = "text/plain; version=0.0.4; charset=utf-8";
+        let protobuf = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
+        for (accept, expected, escaping) in [
+            ("", text, ""),
+            ("*/*", text, ""),
+            (PROMETHEUS_2, open, ""),
+            (PROMETHEUS_3, open, "allow-utf-8"),
+            (PROMETHEUS_3_NATIVE, protobuf, "allow-utf-8"),
+            // Prometheus 3 that is told to keep to old names, or to have text.
+            (
+                "text/plain;version=0.0.4;escaping=underscores",
+                text,
+                "underscores",
+            ),
+            (
+                "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6,*/*;q=0.5",
+                text,
+                "",
+            ),
+            (
+                "application/openmetrics-text; escaping=\"dots\"",
+                open,
+                "dots",
+            ),
+            ("text/plain; Escaping=values", text, "values"),
+            ("text/plain; escaping=rot13", text, ""),
+            // The draft's number, where nothing newer is wanted as much.
+            (
+                "application/openmetrics-text;version=0.0.1;escaping=underscores,text/plain;q=0.5",
+                draft,
+                "underscores",
+            ),
+            (
+                "application/openmetrics-text;version=0.0.1,application/openmetrics-text;version=1.0.0",
+                open,
+                "",
+            ),
+            (
+                "application/openmetrics-text;version=0.0.1,application/openmetrics-text;version=1.0.0;q=0.9",
+                draft,
+                "",
+            ),
+            (
+                "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;q=0.5",
+                text,
+                "",
+            ),
+            ("application/openmetrics-text", open, ""),
+        ] {
+            let mut expected = expected.to_owned();
+            if !escaping.is_empty() {
+                expected = format!("{expected}; escaping={escaping}");
+            }
+            let answer = Format::negotiate([accept]).content_type();
+            assert_eq!(answer, expected, "{accept}");
         }
     }
 

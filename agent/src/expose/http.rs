@@ -12,8 +12,8 @@ use axum::extract::State;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::{ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, RETRY_AFTER, VARY};
-use http::{HeaderValue, StatusCode};
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tower_http::CompressionLevel;
@@ -74,18 +74,16 @@ async fn metrics(State(served): State<Arc<Served>>, headers: HeaderMap) -> Respo
             .into_response();
     };
     let accept = headers.get_all(ACCEPT).into_iter();
-    let format = Format::negotiate(accept.filter_map(|value| value.to_str().ok()));
+    let answer = Format::negotiate(accept.filter_map(|value| value.to_str().ok()));
     let scrape = Arc::clone(&exposed.scrape);
     // The permit travels along: a client that leaves meanwhile must not let a third scrape in.
-    let made = tokio::task::spawn_blocking(move || Exposition::new(scrape.scrape(format), permit));
+    let made =
+        tokio::task::spawn_blocking(move || Exposition::new(scrape.scrape(answer.format), permit));
     match made.await {
         Ok(exposition) => (
             [
-                (
-                    CONTENT_TYPE,
-                    HeaderValue::from_static(format.content_type()),
-                ),
-                (VARY, HeaderValue::from(ACCEPT)),
+                (CONTENT_TYPE, answer.content_type()),
+                (VARY, ACCEPT.to_string()),
             ],
             Body::new(exposition),
         )
@@ -278,8 +276,8 @@ mod tests {
                 "Prometheus",
             ),
             (
-                "Accept: text/plain;q=0.5\r\nAccept: application/openmetrics-text;version=0.0.1\r\n",
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                "Accept: text/plain;q=0.5\r\nAccept: application/openmetrics-text;version=0.0.1;escaping=dots\r\n",
+                "application/openmetrics-text; version=0.0.1; charset=utf-8; escaping=dots",
                 "OpenMetrics",
             ),
             (

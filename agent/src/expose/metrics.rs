@@ -116,7 +116,7 @@ impl Metrics {
             }
         }
         pieces.extend(last.into_iter().flat_map(protobuf::Encoded::finish));
-        self.0.own(|family, samples| {
+        self.0.own(shape.created, |family, samples| {
             let mut message = encoder.family(family);
             for sample in samples {
                 message.add(sample);
@@ -129,7 +129,7 @@ impl Metrics {
     /// The metrics about the agent itself, which come last.
     fn own_text(&self, encoder: &text::Encoder, dialect: Dialect) -> String {
         let mut text = String::new();
-        self.0.own(|family, samples| {
+        self.0.own(self.0.shape().created, |family, samples| {
             encoder.metadata(&mut text, &family);
             for sample in samples {
                 encoder.sample(&mut text, &family, sample);
@@ -159,8 +159,8 @@ impl Source {
         Arc::clone(&lock(&self.shape))
     }
 
-    /// Hands the metrics about the agent itself over, each that has a value now.
-    pub(super) fn own(&self, mut each: impl FnMut(Family, &[Sample])) {
+    /// Hands the metrics about the agent itself over, each that has a value now, and if wanted since when it counts.
+    pub(super) fn own(&self, created: bool, mut each: impl FnMut(Family, &[Sample])) {
         let collector = lock(&self.collector);
         let reading = Reading::new(
             &collector,
@@ -170,8 +170,8 @@ impl Source {
             self.run_stats,
             &self.reloads,
         );
-        let created = self.shape().created.then(|| collector.started());
         for metric in SELF_METRICS {
+            let created = created.then(|| reading.begun(metric));
             let values = metric.values(&reading);
             let samples: Vec<Sample> = values
                 .iter()

@@ -1,6 +1,9 @@
 //! What the agent tells about itself: one list, from which `/metrics` and its documentation derive.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use probes::{OwnCounter, RunStats, gpu::Gpu};
 
@@ -71,6 +74,16 @@ impl<'a> Reading<'a> {
             run_stats: stats,
             reloads,
         }
+    }
+
+    /// When a metric began to count: with the agent, but for what the kernel has counted since the process began.
+    pub(crate) fn begun(&self, metric: &SelfMetric) -> SystemTime {
+        let usage = self
+            .usage
+            .filter(|_| metric.name == "process_cpu_seconds_total");
+        usage.map_or(self.collector.started(), |usage| {
+            UNIX_EPOCH + Duration::from_secs_f64(usage.start_time_seconds.max(0.0))
+        })
     }
 
     /// A value of each probe that runs, or has until it was turned off.

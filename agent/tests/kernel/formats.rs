@@ -406,6 +406,12 @@ fn what_counts_says_since_when() {
     let refused = &families["sentry_http_scrapes_refused_total"].metric[0];
     assert!((start..of_first).contains(&created(refused).unwrap()));
     assert_eq!(created(&families["sentry_build_info"].metric[0]), None);
+    // The kernel has counted the process' time since that began, before the agent did.
+    let only = |family: &str| &families[family].metric[0];
+    let process = created(only("process_cpu_seconds_total")).unwrap();
+    let began = only("process_start_time_seconds").gauge.unwrap().value();
+    assert!((process - began).abs() < 0.001, "{process} {began}");
+    assert!(process < created(refused).unwrap());
     let plain = text(&agent, TEXT, Format::Text);
     let mut names = plain.samples.iter().map(|sample| &sample.name);
     assert!(!names.any(|name| name.ends_with("_created")));
@@ -505,6 +511,8 @@ struct Way {
     accept: Option<&'static str>,
     /// What it must come to.
     content_type: &'static str,
+    /// How names are to be escaped, which Prometheus 3 asks for with new versions of texts.
+    escaping: &'static str,
     /// Whether native histograms are taken in.
     native: bool,
     /// Whether classic ones are.
@@ -526,6 +534,7 @@ fn ways() -> Vec<Way> {
     programs
         .into_iter()
         .flat_map(|program| {
+            let is_3 = Some(&program) == prometheus_3().as_ref();
             let way = |flags: &[&'static str], accept, content_type| Way {
                 setup: Setup {
                     program: program.clone(),
@@ -534,6 +543,11 @@ fn ways() -> Vec<Way> {
                 },
                 accept,
                 content_type,
+                escaping: if is_3 && accept.is_none() && content_type == OPEN_METRICS {
+                    "; escaping=allow-utf-8"
+                } else {
+                    ""
+                },
                 native: content_type == PROTOBUF,
                 classic: content_type != PROTOBUF,
             };
@@ -544,7 +558,7 @@ fn ways() -> Vec<Way> {
                 way(&native, Some(OPEN_METRICS), OPEN_METRICS),
             ];
             // 2.42 has no such settings.
-            if Some(&program) == prometheus_3().as_ref() {
+            if is_3 {
                 let mut set = |flags, scrape, content_type, native, classic| {
                     let mut way = way(flags, None, content_type);
                     way.setup.scrape = scrape;
@@ -639,7 +653,7 @@ fn prometheus_reads_every_format() {
             }
         }
         prometheus.assert_content();
-        relay.assert_came(way.content_type);
+        relay.assert_came(&format!("{}{}", way.content_type, way.escaping));
     }
     // No format makes another series of a bucket.
     assert_eq!(classic_edges.len(), 1, "{classic_edges:?}");

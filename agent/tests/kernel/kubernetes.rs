@@ -3,7 +3,7 @@
 
 use crate::agent::Agent;
 use crate::bystander::undisturbed;
-use crate::exposition::{Exposition, Labels, as_count};
+use crate::exposition::{Exposition, Format, Labels, as_count};
 use crate::host::{Folder, disk_cgroup, is_v1_only, output, roots, skipped, turn, wait_for};
 use crate::load::{Server, assert_all};
 use crate::node::{NAME, Node, Seat, id, slice, uid, wait_until_up};
@@ -576,6 +576,70 @@ fn names_that_come_late_take_the_counts_along() {
     seat.run(&args(1));
     node.remove(&seat);
     becomes("shop web-0 app web2", 6);
+    agent.stop();
+}
+
+/// Those who are told since when a series counts would count twice what two series say.
+#[test]
+fn where_beginnings_are_told_no_event_is_in_two_series() {
+    turn!("where_beginnings_are_told_no_event_is_in_two_series");
+    let node = Node::new();
+    let agent = node.agent("--probes tcp --metrics.created");
+    let listener = Server::listen("", &[]);
+    let args = |count: u64| format!("connect --to 127.0.0.1:{} --count {count}", listener.port());
+    let [late, early] = [1, 2].map(|number| {
+        let scope = format!("cri-containerd-{}.scope", id(number));
+        node.cgroup(&format!("{}/{scope}", slice("burstable", number)))
+    });
+    // Names, events, and since when they are counted.
+    let said = |seat: &Seat| {
+        let response = agent.get("/metrics", &["Accept: application/openmetrics-text"]);
+        let scrape = Exposition::parse(&response.text(), Format::OpenMetrics);
+        let wanted = [("cgroup", &*seat.path), ("role", "client")];
+        let created = CONNECTS.replace("_count", "_created");
+        let counts = scrape.matching(CONNECTS, &wanted);
+        let mut found: Vec<_> = counts
+            .zip(scrape.matching(&created, &wanted))
+            .map(|(count, created)| {
+                assert_eq!(count.labels, created.labels);
+                (
+                    Owner::of(&count.labels),
+                    as_count(count.value),
+                    created.value,
+                )
+            })
+            .collect();
+        found.sort_by(|one, other| one.2.total_cmp(&other.2));
+        found
+    };
+    late.run(&args(3));
+    let [(nameless, 3, first)] = &said(&late)[..] else {
+        panic!("{:?}", said(&late));
+    };
+    let pod = Pod::new(NAME, "shop", "web-0", &uid(1));
+    node.api
+        .apply(&pod.with("app", &format!("containerd://{}", id(1))));
+    wait_for("name", Duration::from_secs(10), || {
+        (said(&late).len() == 2).then_some(())
+    });
+    late.run(&args(2));
+    let [(old, 3, begun), (named, 2, renamed)] = &said(&late)[..] else {
+        panic!("{:?}", said(&late));
+    };
+    assert_eq!((old, begun), (nameless, first));
+    assert_ne!(named, nameless);
+    assert!(renamed > begun, "{begun} {renamed}");
+    // Nobody has seen this one before it had its name.
+    early.run(&args(4));
+    let pod = Pod::new(NAME, "shop", "web-1", &uid(2));
+    node.api
+        .apply(&pod.with("app", &format!("containerd://{}", id(2))));
+    // To ask whether the name has come would be to look.
+    std::thread::sleep(Duration::from_secs(3));
+    let [(owner, 4, _)] = &said(&early)[..] else {
+        panic!("{:?}", said(&early));
+    };
+    assert_eq!(*owner, Owner::new("shop", "web-1", "app"));
     agent.stop();
 }
 

@@ -12,6 +12,7 @@
 mod agent;
 mod bystander;
 mod churn;
+mod collector;
 mod config;
 mod cuda;
 mod dashboards;

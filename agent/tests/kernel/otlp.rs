@@ -18,9 +18,15 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use message::{
-    Data, ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
-    KeyValue, Metric, Number,
+// OpenTelemetry's own messages, not the agent's idea of them.
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, ExponentialHistogramDataPoint, Metric, NumberDataPoint, Sum,
 };
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -37,178 +43,23 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_rustls::TlsAcceptor;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const CUMULATIVE: i32 = AggregationTemporality::Cumulative as i32;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-const EXPORTS: &str = "sentry_otlp_exports_total";
-const DROPPED: &str = "sentry_otlp_dropped_data_points_total";
+pub(crate) const EXPORTS: &str = "sentry_otlp_exports_total";
+pub(crate) const DROPPED: &str = "sentry_otlp_dropped_data_points_total";
 const LAST_SUCCESS: &str = "sentry_otlp_last_success_timestamp_seconds";
 
-/// What opentelemetry-proto says, written down anew from its files: not the agent's own idea of it.
-mod message {
-    use prost::{Message, Oneof};
+pub(crate) type Attributes = BTreeMap<String, String>;
 
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct ExportMetricsServiceRequest {
-        #[prost(message, repeated, tag = "1")]
-        pub(super) resource_metrics: Vec<ResourceMetrics>,
-    }
-
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct ResourceMetrics {
-        #[prost(message, optional, tag = "1")]
-        pub(super) resource: Option<Resource>,
-        #[prost(message, repeated, tag = "2")]
-        pub(super) scope_metrics: Vec<ScopeMetrics>,
-        #[prost(string, tag = "3")]
-        pub(super) schema_url: String,
-    }
-
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct Resource {
-        #[prost(message, repeated, tag = "1")]
-        pub(super) attributes: Vec<KeyValue>,
-    }
-
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct ScopeMetrics {
-        #[prost(message, repeated, tag = "2")]
-        pub(super) metrics: Vec<Metric>,
-    }
-
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct Metric {
-        #[prost(string, tag = "1")]
-        pub(super) name: String,
-        #[prost(string, tag = "2")]
-        pub(super) description: String,
-        #[prost(string, tag = "3")]
-        pub(super) unit: String,
-        #[prost(oneof = "Data", tags = "5, 7, 9, 10, 11")]
-        pub(super) data: Option<Data>,
-    }
-
-    #[derive(Clone, PartialEq, Oneof)]
-    pub(super) enum Data {
-        #[prost(message, tag = "5")]
-        Gauge(Numbers),
-        #[prost(message, tag = "7")]
-        Sum(Numbers),
-        #[prost(message, tag = "9")]
-        Histogram(Numbers),
-        #[prost(message, tag = "10")]
-        ExponentialHistogram(ExponentialHistogram),
-        #[prost(message, tag = "11")]
-        Summary(Numbers),
-    }
-
-    /// `Gauge` and `Sum`; only the second has the fields 2 and 3.
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct Numbers {
-        #[prost(message, repeated, tag = "1")]
-        pub(super) data_points: Vec<NumberDataPoint>,
-        #[prost(int32, tag = "2")]
-        pub(super) aggregation_temporality: i32,
-        #[prost(bool, tag = "3")]
-        pub(super) is_monotonic: bool,
-    }
-
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct ExponentialHistogram {
-        #[prost(message, repeated, tag = "1")]
-        pub(super) data_points: Vec<ExponentialHistogramDataPoint>,
-        #[prost(int32, tag = "2")]
-        pub(super) aggregation_temporality: i32,
-    }
-
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct NumberDataPoint {
-        #[prost(fixed64, tag = "2")]
-        pub(super) start_time_unix_nano: u64,
-        #[prost(fixed64, tag = "3")]
-        pub(super) time_unix_nano: u64,
-        #[prost(oneof = "Number", tags = "4, 6")]
-        pub(super) value: Option<Number>,
-        #[prost(message, repeated, tag = "7")]
-        pub(super) attributes: Vec<KeyValue>,
-        #[prost(uint32, tag = "8")]
-        pub(super) flags: u32,
-    }
-
-    #[derive(Clone, Copy, PartialEq, Oneof)]
-    pub(super) enum Number {
-        #[prost(double, tag = "4")]
-        Double(f64),
-        #[prost(sfixed64, tag = "6")]
-        Int(i64),
-    }
-
-    #[derive(Clone, PartialEq, Message)]
-    pub(super) struct ExponentialHistogramDataPoint {
-        #[prost(message, repeated, tag = "1")]
-        pub(super) attributes: Vec<KeyValue>,
-        #[prost(fixed64, tag = "2")]
-        pub(super) start_time_unix_nano: u64,
-        #[prost(fixed64, tag = "3")]
-        pub(super) time_unix_nano: u64,
-        #[prost(fixed64, tag = "4")]
-        pub(super) count: u64,
-        #[prost(double, optional, tag = "5")]
-        pub(super) sum: Option<f64>,
-        #[prost(sint32, tag = "6")]
-        pub(super) scale: i32,
-        #[prost(fixed64, tag = "7")]
-        pub(super) zero_count: u64,
-        #[prost(message, optional, tag = "8")]
-        pub(super) positive: Option<Buckets>,
-        #[prost(message, optional, tag = "9")]
-        pub(super) negative: Option<Buckets>,
-        #[prost(double, tag = "14")]
-        pub(super) zero_threshold: f64,
-    }
-
-    #[derive(Clone, PartialEq, Eq, Message)]
-    pub(super) struct Buckets {
-        #[prost(sint32, tag = "1")]
-        pub(super) offset: i32,
-        #[prost(uint64, repeated, tag = "2")]
-        pub(super) bucket_counts: Vec<u64>,
-    }
-
-    #[derive(Clone, PartialEq, Eq, Message)]
-    pub(super) struct KeyValue {
-        #[prost(string, tag = "1")]
-        pub(super) key: String,
-        #[prost(message, optional, tag = "2")]
-        pub(super) value: Option<AnyValue>,
-    }
-
-    #[derive(Clone, PartialEq, Eq, Message)]
-    pub(super) struct AnyValue {
-        #[prost(string, optional, tag = "1")]
-        pub(super) string_value: Option<String>,
-    }
-
-    #[derive(Clone, PartialEq, Eq, Message)]
-    pub(super) struct ExportMetricsServiceResponse {
-        #[prost(message, optional, tag = "1")]
-        pub(super) partial_success: Option<ExportMetricsPartialSuccess>,
-    }
-
-    #[derive(Clone, PartialEq, Eq, Message)]
-    pub(super) struct ExportMetricsPartialSuccess {
-        #[prost(int64, tag = "1")]
-        pub(super) rejected_data_points: i64,
-        #[prost(string, tag = "2")]
-        pub(super) error_message: String,
-    }
-}
-
-type Attributes = BTreeMap<String, String>;
-
-fn attributes(pairs: &[KeyValue]) -> Attributes {
-    let text = |pair: &KeyValue| pair.value.clone().unwrap().string_value.unwrap();
+pub(crate) fn attributes(pairs: &[KeyValue]) -> Attributes {
+    let text = |pair: &KeyValue| match pair.value.clone().unwrap().value {
+        Some(any_value::Value::StringValue(text)) => text,
+        other => panic!("{}: {other:?}", pair.key),
+    };
     let all: Attributes = pairs
         .iter()
         .map(|pair| (pair.key.clone(), text(pair)))
@@ -219,13 +70,13 @@ fn attributes(pairs: &[KeyValue]) -> Attributes {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protocol {
+pub(crate) enum Protocol {
     Http,
     Grpc,
 }
 
 impl Protocol {
-    fn flags(self, address: SocketAddr) -> String {
+    pub(crate) fn flags(self, address: SocketAddr) -> String {
         let name = match self {
             Self::Http => "http/protobuf",
             Self::Grpc => "grpc",
@@ -236,7 +87,7 @@ impl Protocol {
 
 /// What the receiver does with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reply {
+pub(crate) enum Reply {
     Take,
     /// Takes it but for so many data points.
     Reject(i64),
@@ -251,10 +102,10 @@ enum Reply {
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-struct Received {
+pub(crate) struct Received {
     path: String,
     headers: HeaderMap,
-    message: ExportMetricsServiceRequest,
+    pub(crate) message: ExportMetricsServiceRequest,
 }
 
 impl Received {
@@ -267,8 +118,8 @@ impl Received {
 }
 
 /// A receiver. It ends with the test.
-struct Receiver {
-    address: SocketAddr,
+pub(crate) struct Receiver {
+    pub(crate) address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
     reply: Arc<Mutex<Reply>>,
 }
@@ -276,7 +127,7 @@ struct Receiver {
 type Body = BoxBody<Bytes, Infallible>;
 
 impl Receiver {
-    fn start(protocol: Protocol, reply: Reply) -> Self {
+    pub(crate) fn start(protocol: Protocol, reply: Reply) -> Self {
         Self::start_at(LOOPBACK, protocol, reply, None)
     }
 
@@ -332,8 +183,13 @@ impl Receiver {
         self.received.lock().unwrap().len()
     }
 
+    /// All requests that came.
+    pub(crate) fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
     /// All metrics of the first export that is there as a whole and was begun now or later.
-    fn next_export(&self) -> Vec<Metric> {
+    pub(crate) fn next_export(&self) -> Vec<Metric> {
         let since = unix_nano(SystemTime::now());
         wait_for("export", PATIENCE, || {
             let received = self.received.lock().unwrap();
@@ -451,14 +307,15 @@ async fn answer(
     })
 }
 
-fn unix_nano(time: SystemTime) -> u64 {
+pub(crate) fn unix_nano(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap();
     u64::try_from(since.as_nanos()).unwrap()
 }
 
-fn numbers(metric: &Metric) -> &message::Numbers {
+fn numbers(metric: &Metric) -> &[NumberDataPoint] {
     match metric.data.as_ref().unwrap() {
-        Data::Gauge(numbers) | Data::Sum(numbers) => numbers,
+        Data::Gauge(gauge) => &gauge.data_points,
+        Data::Sum(sum) => &sum.data_points,
         other => panic!("{}: {other:?}", metric.name),
     }
 }
@@ -466,19 +323,19 @@ fn numbers(metric: &Metric) -> &message::Numbers {
 fn time(metric: &Metric) -> u64 {
     match metric.data.as_ref().unwrap() {
         Data::ExponentialHistogram(histogram) => histogram.data_points[0].time_unix_nano,
-        _ => numbers(metric).data_points[0].time_unix_nano,
+        _ => numbers(metric)[0].time_unix_nano,
     }
 }
 
-fn number(point: &message::NumberDataPoint) -> f64 {
+fn number(point: &NumberDataPoint) -> f64 {
     match point.value.unwrap() {
-        Number::Double(value) => value,
-        Number::Int(value) => as_f64(u64::try_from(value).unwrap()),
+        Number::AsDouble(value) => value,
+        Number::AsInt(value) => as_f64(u64::try_from(value).unwrap()),
     }
 }
 
 /// Handshakes of both ends (500 of them), failures, and writes: something of each kind, of these cgroups.
-fn events() -> [Cgroup; 3] {
+pub(crate) fn events() -> [Cgroup; 3] {
     let (client, server) = (socket_cgroup("otlp-client"), socket_cgroup("otlp-server"));
     let disk = disk_cgroup("otlp-disk");
     let listener = Server::listen("", &[&server]);
@@ -551,7 +408,7 @@ fn assert_same(metrics: &[Metric], scrape: &Exposition, cgroup: &str, since: u64
         let ours = EXPECTED.iter().find(|row| row.0 == metric.name);
         let ours = ours.map(|row| row.2);
         if let Data::ExponentialHistogram(histogram) = metric.data.as_ref().unwrap() {
-            assert_eq!(histogram.aggregation_temporality, 2);
+            assert_eq!(histogram.aggregation_temporality, CUMULATIVE);
             for point in &histogram.data_points {
                 let Some(own) = labels(&point.attributes) else {
                     continue;
@@ -564,13 +421,20 @@ fn assert_same(metrics: &[Metric], scrape: &Exposition, cgroup: &str, since: u64
                 assert_eq!(filled(point), classic.filled(), "{}", metric.name);
             }
         } else {
-            for point in &numbers(metric).data_points {
+            for point in numbers(metric) {
                 let Some(own) = labels(&point.attributes) else {
                     continue;
                 };
                 samples += 1;
-                assert!(numbers(metric).is_monotonic, "{}", metric.name);
-                assert_eq!(numbers(metric).aggregation_temporality, 2);
+                let Some(Data::Sum(Sum {
+                    aggregation_temporality,
+                    is_monotonic: true,
+                    ..
+                })) = metric.data
+                else {
+                    panic!("{metric:?}");
+                };
+                assert_eq!(aggregation_temporality, CUMULATIVE);
                 assert_times(point.start_time_unix_nano, point.time_unix_nano, since);
                 let value = scrape.value(ours.unwrap(), &wanted(&own, cgroup));
                 assert_eq!(number(point), value, "{}", metric.name);
@@ -578,6 +442,63 @@ fn assert_same(metrics: &[Metric], scrape: &Exposition, cgroup: &str, since: u64
         }
     }
     samples
+}
+
+/// Asserts that an export is what a scrape is: as many families, and the numbers of those cgroups to which no event comes
+/// any more.
+pub(crate) fn assert_all_same(
+    metrics: &[Metric],
+    scrape: &Exposition,
+    cgroups: &[Cgroup; 3],
+    since: u64,
+) {
+    for cgroup in cgroups {
+        let cgroup = label(cgroup);
+        let said = scrape.of_cgroup(&cgroup);
+        assert!(!said.is_empty());
+        let samples = assert_same(metrics, scrape, &cgroup, since);
+        assert_eq!(samples, said.len(), "{said:?}");
+    }
+    let client = label(&cgroups[0]);
+    let labels = [("cgroup", &*client), ("role", "client")];
+    let handshakes = scrape.histogram("sentry_tcp_handshake_duration_seconds", &labels);
+    assert_eq!(handshakes.count, 500);
+
+    // As many families as the scrape has, each once, with all samples.
+    let mut names: Vec<_> = metrics.iter().map(|metric| metric.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), metrics.len(), "{names:?}");
+    let filled = scrape.types.keys().filter(|family| {
+        let mut samples = scrape.samples.iter();
+        samples.any(|sample| {
+            let suffix = sample.name.strip_prefix(family.as_str());
+            suffix.is_some_and(|suffix| ["", "_count"].contains(&suffix))
+        })
+    });
+    assert_eq!(names.len(), filled.count(), "{names:?}");
+    let cpu = metrics
+        .iter()
+        .find(|metric| metric.name == "process.cpu.time");
+    let start = as_f64(numbers(cpu.unwrap())[0].start_time_unix_nano) / 1e9;
+    let began = scrape.value("process_start_time_seconds", &[]);
+    assert!((start - began).abs() < 0.001, "{start} {began}");
+    // Gauges, by probe.
+    for (theirs, ours) in [
+        ("sentry.probe.up", "sentry_probe_up"),
+        ("sentry.series.limit", "sentry_series_limit"),
+    ] {
+        let gauge = metrics.iter().find(|metric| metric.name == theirs);
+        let gauge = gauge.unwrap();
+        assert!(matches!(gauge.data, Some(Data::Gauge(_))));
+        let points = numbers(gauge);
+        assert_eq!(points.len(), scrape.matching(ours, &[]).count());
+        for point in points {
+            let probe = attributes(&point.attributes)["sentry.probe"].clone();
+            let value = scrape.value(ours, &[("probe", &probe)]);
+            assert_eq!(number(point), value, "{theirs} {probe}");
+        }
+    }
 }
 
 fn wanted<'a>(own: &'a [(&'static str, String)], cgroup: &'a str) -> Vec<(&'a str, &'a str)> {
@@ -593,7 +514,7 @@ fn assert_times(start: u64, time: u64, since: u64) {
 
 /// The buckets that are not empty by their edges, as the specification has them: what is in bucket `index` is above
 /// base^index and not above base^(index + 1), where the base is 2^(2^-scale).
-fn filled(point: &message::ExponentialHistogramDataPoint) -> Vec<(f64, f64, u64)> {
+fn filled(point: &ExponentialHistogramDataPoint) -> Vec<(f64, f64, u64)> {
     assert_eq!((point.scale, &point.negative), (2, &None));
     let edge = |index: i32| (f64::from(index) * 2f64.powi(-point.scale)).exp2();
     let positive = point.positive.as_ref().unwrap();
@@ -630,43 +551,8 @@ fn receivers_get_the_numbers_of_a_scrape() {
         // What is counted of these cgroups is all there.
         let metrics = receiver.next_export();
         let scrape = agent.scrape();
-        for cgroup in &cgroups {
-            let cgroup = label(cgroup);
-            let said = scrape.of_cgroup(&cgroup);
-            assert!(!said.is_empty());
-            let samples = assert_same(&metrics, &scrape, &cgroup, since);
-            assert_eq!(samples, said.len(), "{said:?}");
-        }
-        let client = label(&cgroups[0]);
-        let labels = [("cgroup", &*client), ("role", "client")];
-        let handshakes = scrape.histogram("sentry_tcp_handshake_duration_seconds", &labels);
-        assert_eq!(handshakes.count, 500);
-
-        // As many families as the scrape has, each once, with all samples.
-        let mut names: Vec<_> = metrics.iter().map(|metric| metric.name.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), metrics.len(), "{names:?}");
-        let filled = scrape.types.keys().filter(|family| {
-            let mut samples = scrape.samples.iter();
-            samples.any(|sample| {
-                let suffix = sample.name.strip_prefix(family.as_str());
-                suffix.is_some_and(|suffix| ["", "_count"].contains(&suffix))
-            })
-        });
-        assert_eq!(names.len(), filled.count(), "{names:?}");
-        let up = metrics
-            .iter()
-            .find(|metric| metric.name == "sentry.probe.up");
-        let up = up.unwrap();
-        assert!(matches!(up.data, Some(Data::Gauge(_))));
-        assert_eq!(
-            numbers(up).data_points.len(),
-            scrape.matching("sentry_probe_up", &[]).count()
-        );
-        assert!(names.contains(&"process.cpu.time"));
-
-        let requests = receiver.received.lock().unwrap().clone();
+        assert_all_same(&metrics, &scrape, &cgroups, since);
+        let requests = receiver.received();
         for request in &requests {
             let [resource] = &request.message.resource_metrics[..] else {
                 panic!("{request:?}");
@@ -768,7 +654,7 @@ fn a_receiver_that_is_not_ready_gets_the_same_again() {
             let scrape = agent.scrape();
             (scrape.count(EXPORTS, &[("outcome", "success")]) == 1).then_some(())
         });
-        let requests = receiver.received.lock().unwrap().clone();
+        let requests = receiver.received();
         assert!(requests.len() >= 3);
         for request in &requests[1..] {
             if time(request.metrics().next().unwrap())

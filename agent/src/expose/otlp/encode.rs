@@ -522,7 +522,7 @@ mod tests {
                 "k8s.container.name=app",
                 "sentry.cgroup=/k/p/c",
                 "k8s.pod.label.app.kubernetes.io/name=web",
-                "process.executable.name=python3",
+                "sentry.gpu.process=python3",
                 "sentry.gpu.call=malloc",
                 "error.type=2",
             ]

@@ -405,7 +405,7 @@ impl Exporter {
         let mut requests = Requests::new(&sender, SystemTime::now());
         let mut delivery = self.begin();
         let mut own = Vec::new();
-        source.own(|family, samples| {
+        source.own(self.shape.created, |family, samples| {
             for sample in samples {
                 own.extend(requests.add(&family, sample));
             }
