@@ -19,8 +19,8 @@ struct {
 	__array(values, struct event_ring);
 } events SEC(".maps");
 
-/* Who began what is under way, at a place that its address leads to. No hash table: to note
- * somebody there took 1,200 ns of each request, in an array it takes 60. */
+/* Who began what is under way, at a place that its address leads to. Not in an LRU
+ * hash: that made a request cost 8 times what it costs without, this 3 times. */
 struct event_places {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_INNER_MAP);

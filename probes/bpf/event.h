@@ -15,8 +15,8 @@ struct event_origin {
 	char comm[EVENT_COMM_BYTES];
 };
 
-/* Places for who began what is under way: another may take one, and the process is unknown then. Of
- * 1,000 that begin meanwhile, one in eight loses its place to them. */
+/* Places for who began what is under way: another may take one, and the process is unknown then.
+ * While 1,000 others begin, one in nine loses its place. */
 #define EVENT_PLACE_BITS 13
 
 /* Such a place. */

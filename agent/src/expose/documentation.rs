@@ -534,7 +534,7 @@ fn memory() -> String {
          on 6.18. N is `--series.max`, C the number of CPUs that the machine may have (`/sys/devices/system/cpu/possible`). \
          The formula was measured with N from 64 to 32,000 and 2 CPUs; what a CPU adds comes from the sizes of the kernel's own structures.\n\n{}\n\
          All of them together:\n\n{}\n\
-         What is made when it is needed comes besides: some 0.7 MB (`tcp_started_hash_table`) and 0.9 MB (`disk_in_flight_table`) with hooks that have nothing better (see there), 0.3 MB (`disk_issued_table`) for a device without time stamps of its own, and with exemplars 0.4 MB (`event_origins_table`) and 16,728 for each CPU (`events_rings`).\n\n\
+         What is made when it is needed comes besides: some 0.7 MB (`tcp_started_hash_table`) and 0.9 MB (`disk_in_flight_table`) with hooks that have nothing better (see there), 0.3 MB (`disk_issued_table`) for a device without time stamps of its own, and with exemplars 0.26 MB (`event_origins_table`) and 16,728 for each CPU (`events_rings`).\n\n\
          The maps of `gpu` come besides, not before a process uses CUDA: until then it takes none, and then 0.74 MB (`uprobe_multi`) or 1.7 MB, whatever N.\n\n\
          A connect whose places in `tcp_started_slots` are taken is kept with its socket, in memory that goes with it. Kernels before 6.4 tell the sizes of maps differently.\n\n\
          A cell of `histograms` is one histogram of one workload. A workload with both ends of \
