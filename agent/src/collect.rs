@@ -8,6 +8,7 @@ mod gpu;
 
 use std::{
     borrow::Cow,
+    cmp::Reverse,
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -461,7 +462,7 @@ impl Collector {
                 installed,
             })
             .collect();
-        Self {
+        let mut collector = Self {
             // Room for a burst of short-lived workloads, at most some 4 MB with default limits.
             retained_max: (4 * kernel.series.limit as usize).max(2048),
             readings: Readings::new(kernel.cells),
@@ -496,7 +497,9 @@ impl Collector {
             statuses,
             relabels: false,
             dated: is_dated(config),
-        }
+        };
+        collector.choose_thresholds(Instant::now());
+        collector
     }
 
     /// Attaches those of these probes that are off. Gives their names.
@@ -561,6 +564,20 @@ impl Collector {
         Ok(())
     }
 
+    /// Goes on with exemplars by a configuration: the new one, or the old one after a new one could not be.
+    pub(crate) fn want_exemplars(&mut self, config: &Config) {
+        let installed = self.probes.iter().map(|probe| &probe.installed);
+        self.exemplars.want(config, installed, &mut self.programs);
+        self.choose_thresholds(Instant::now());
+    }
+
+    fn choose_thresholds(&mut self, now: Instant) {
+        let cells = &self.readings.cells;
+        self.exemplars.choose(now, &self.probes, |probe, slow_ns| {
+            cells.send_events(&self.probes[probe].installed, slow_ns);
+        });
+    }
+
     /// Goes on by a new configuration, for which there was [`Self::turn_on`] and [`Self::open_exemplars`] already.
     pub(crate) fn reconfigure(&mut self, config: &Config) {
         let probes = self.probes.iter().map(|probe| probe.installed.probe.name);
@@ -568,8 +585,7 @@ impl Collector {
             .filter(|name| config.probes.iter().all(|wanted| wanted != name))
             .collect();
         self.turn_off(&unwanted);
-        let installed = self.probes.iter().map(|probe| &probe.installed);
-        self.exemplars.want(config, installed, &mut self.programs);
+        self.want_exemplars(config);
         for Probe { installed, .. } in &mut self.probes {
             if publish(&self.statuses, &installed.status) {
                 log::verdict(&installed.status);
@@ -603,13 +619,13 @@ impl Collector {
             leave: self.relabels || self.dated || self.names.labels_are_shared(),
             shown: occasion == Occasion::Scrape,
         };
+        self.exemplars.take_in(&self.probes);
         let gpu = self.collect_gpu(now, renames, &mut outcome);
-        self.collect_series(now, renames, &mut outcome)?;
+        let series = self.collect_series(now, renames, &mut outcome);
+        self.exemplars.forget(|key| self.series.contains_key(key));
+        self.choose_thresholds(now);
+        series?;
         gpu?;
-        let cells = &self.readings.cells;
-        self.exemplars.take_in(now, &self.probes, |probe, slow_ns| {
-            cells.send_events(&self.probes[probe].installed, slow_ns);
-        });
         self.relabels = false;
         if due {
             (self.names_version, self.renamed) = (version, now);
@@ -733,6 +749,7 @@ impl Collector {
         }
         drop(look);
         for (key, tracked) in left {
+            self.exemplars.forget_renamed(&key);
             let key = SeriesKey {
                 cgroup_id: self.remainders,
                 hierarchy: REMAINDER,
@@ -867,9 +884,6 @@ impl Collector {
             .iter()
             .filter_map(|(_, key)| self.series.remove_entry(key))
             .collect();
-        for (key, _) in &gone {
-            self.exemplars.forget(key);
-        }
         if !gone.is_empty() {
             self.bequeath(gone);
         }
@@ -965,6 +979,11 @@ impl Collector {
             }
             same
         });
+        for shown in &mut samples {
+            let order = |exemplar: &&Exemplar| (exemplar.bucket, Reverse(exemplar.time));
+            shown.exemplars.sort_by_key(order);
+            shown.exemplars.dedup_by_key(|exemplar| exemplar.bucket);
+        }
         samples
     }
 

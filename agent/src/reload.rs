@@ -270,7 +270,9 @@ impl Reloader {
             rest = web.reload().map_err(ReloadError::from);
         }
         if rest.is_err() {
-            lock(&self.collector).turn_off(&turned_on);
+            let mut collector = lock(&self.collector);
+            collector.turn_off(&turned_on);
+            collector.want_exemplars(&self.current);
         }
         rest?;
         self.log.set(next.log_level, next.log_format);

@@ -8,7 +8,8 @@
 
 struct event_ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096);
+	/* Not those that the agent makes: a multiple of any page there is. */
+	__uint(max_entries, 65536);
 };
 
 /* By CPU. The agent sets their number, and fills the slots when somebody asks for events. */
@@ -47,22 +48,22 @@ static __always_inline bool event_is_wanted(__u32 slow_cell, __u64 ns)
 	return slow_ns && *slow_ns - 1 < ns;
 }
 
+/* Units of the time at which something began: of 2^20 ns, some ms. */
+#define EVENT_TIME_SHIFT 20
+
 /* The place of what is at an address, and in `number` what tells it from others there. */
-static __always_inline struct event_place *event_place_of(__u64 address, __u64 *number, bool direct)
+static __always_inline struct event_place *event_place_of(__u32 slow_cell, __u64 address,
+							  __u64 *number, bool direct)
 {
 	void *table = table_in(&event_origins);
-	__u32 index = 0;
-	void *base;
+	void *base = bpf_map_lookup_elem(&counters, &slow_cell);
+	__u32 index;
 
-	if (!table)
+	if (!table || !base)
 		return NULL;
 	/* Of a typed pointer the verifier lets no number be made but its distance from another. */
-	if (direct) {
-		base = bpf_map_lookup_elem(table, &index);
-		if (!base)
-			return NULL;
+	if (direct)
 		asm("%0 -= %1" : "+r"(address) : "r"(base));
-	}
 	*number = address;
 	index = address * 0x9e3779b97f4a7c15ULL >> (64 - EVENT_PLACE_BITS);
 	return bpf_map_lookup_elem(table, &index);
@@ -73,8 +74,8 @@ static __always_inline __u64 event_check(const struct event_place *place, __u64 
 {
 	const __u64 *comm = (const __u64 *)place->comm;
 
-	return number ^ place->pid * 0x9e3779b97f4a7c15ULL ^ comm[0] * 0xbf58476d1ce4e5b9ULL ^
-	       comm[1] * 0x94d049bb133111ebULL;
+	return number ^ place->pid_and_begun * 0x9e3779b97f4a7c15ULL ^
+	       comm[0] * 0xbf58476d1ce4e5b9ULL ^ comm[1] * 0x94d049bb133111ebULL;
 }
 
 /* Notes the current task as the one that began something, if events are asked for. */
@@ -85,28 +86,35 @@ static __always_inline void event_begin(__u32 slow_cell, __u64 address, bool dir
 
 	if (!event_is_wanted(slow_cell, ~0ULL))
 		return;
-	place = event_place_of(address, &number, direct);
+	place = event_place_of(slow_cell, address, &number, direct);
 	if (!place)
 		return;
-	noted.pid = bpf_get_current_pid_tgid() >> 32;
+	noted.pid_and_begun =
+		bpf_get_current_pid_tgid() >> 32 | bpf_ktime_get_ns() >> EVENT_TIME_SHIFT << 32;
 	bpf_get_current_comm(noted.comm, sizeof(noted.comm));
 	noted.check = event_check(&noted, number);
 	*place = noted;
 }
 
 /* Takes over into an event who began what is at an address. */
-static __always_inline void event_name(struct event *event, __u64 address, bool direct)
+static __always_inline void event_name(struct event *event, __u32 slow_cell, __u64 address,
+				       bool direct)
 {
+	__u32 began = (event->ended_ns - event->duration_ns) >> EVENT_TIME_SHIFT;
 	struct event_place *place, noted;
 	__u64 number;
 
-	place = event_place_of(address, &number, direct);
+	place = event_place_of(slow_cell, address, &number, direct);
 	if (!place)
 		return;
 	noted = *place;
 	if (noted.check != event_check(&noted, number))
 		return;
-	event->origin.pid = noted.pid;
+	/* Noted before this began: something else was at the address, of which nobody cared. One
+	 * unit is for the clock, which may be read in the middle of one. */
+	if ((__s32)((__u32)(noted.pid_and_begun >> 32) - began) < -1)
+		return;
+	event->origin.pid = noted.pid_and_begun;
 	__builtin_memcpy(event->origin.comm, noted.comm, sizeof(noted.comm));
 }
 

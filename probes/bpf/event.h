@@ -24,7 +24,8 @@ struct event_place {
 	/* Of what is noted, and of what it is noted for. */
 	__u64 check;
 	char comm[EVENT_COMM_BYTES];
-	__u64 pid;
+	/* In the upper half when it began: see EVENT_TIME_SHIFT. */
+	__u64 pid_and_begun;
 };
 
 /* The head of every event. What the probe has to say of it follows. */

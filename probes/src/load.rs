@@ -212,8 +212,8 @@ impl fmt::Debug for Programs {
     }
 }
 
-/// Bytes of a CPU's ring of events: the least that a ring can have, and room for 46 until the agent comes.
-const EVENT_RING_BYTES: u32 = 4096;
+/// Bytes of a CPU's ring of events: mostly the least that a ring can have, a page, and room for 46 until the agent comes.
+pub(crate) const EVENT_RING_BYTES: u32 = 4096;
 
 /// The processes of connects and requests under way.
 const EVENT_ORIGINS: &Table = &Table {
@@ -709,7 +709,13 @@ impl Programs {
             return Ok(());
         }
         self.forget_in_flight(installed)?;
-        self.hold(|loaded| loaded.is_of(installed.probe))?;
+        // Those that note who begins events come by themselves.
+        let of_events = installed.rung.events.unwrap_or_default();
+        let of_events = of_events.iter().map(|program| program.name);
+        self.hold(|loaded| {
+            loaded.is_of(installed.probe)
+                && of_events.clone().all(|name| name != loaded.program.name)
+        })?;
         if let Some(status) = installed.when_on.take() {
             installed.status = status;
         }
@@ -826,9 +832,12 @@ impl Programs {
     /// # Errors
     /// When the kernel gives no memory for them.
     pub fn open_events(&mut self) -> Result<(Events, Vec<(String, u64)>), Refusal> {
+        // First, for it alone can be replaced: rings are held by their slots.
+        let origins = self.new_table(EVENT_ORIGINS)?;
+        let bytes = EVENT_RING_BYTES.max(page_bytes());
         let ring = || {
             let kind = bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
-            aya_obj::Map::new_from_params(kind, 0, 0, EVENT_RING_BYTES, 0)
+            aya_obj::Map::new_from_params(kind, 0, 0, bytes, 0)
         };
         let cpus = possible_cpus().map_err(|error| map_error(&chain(&error)))?;
         let mut rings = Vec::new();
@@ -840,7 +849,7 @@ impl Programs {
             rings.push(ring.map_err(|error| map_error(&chain(&error)))?);
         }
         let mut memory = vec![("events_rings".to_owned(), bytes)];
-        memory.extend(self.new_table(EVENT_ORIGINS)?);
+        memory.extend(origins);
         Ok((Events::new(rings), memory))
     }
 
@@ -851,7 +860,7 @@ impl Programs {
     pub fn attach_origins(&mut self, installed: &Installed) -> Result<(), Refusal> {
         let programs = installed.rung.events.unwrap_or_default();
         if let Some(one) = programs.chunks(1).find(|one| self.is_loaded(one)) {
-            return self.hold(|loaded| loaded.program.name == one[0].name);
+            return self.hold(|loaded| loaded.program.name == one[0].name && loaded.link.is_none());
         }
         if programs.is_empty() {
             return Ok(());
@@ -935,6 +944,12 @@ fn map_error(error: &dyn fmt::Display) -> Refusal {
         reason: Reason::MapError,
         detail: error.to_string(),
     }
+}
+
+fn page_bytes() -> u32 {
+    // SAFETY: takes no pointer, and cannot fail for this name.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u32::try_from(bytes).unwrap_or(EVENT_RING_BYTES)
 }
 
 /// CPUs that there may ever be, as the kernel numbers them.

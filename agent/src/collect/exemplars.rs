@@ -39,9 +39,12 @@ pub(crate) struct Exemplar {
 /// The threshold of a probe, and how it is found.
 #[derive(Debug, Default)]
 struct Slow {
-    which: config::Exemplars,
+    /// What is asked for.
+    asked: config::Exemplars,
     /// Whether there is all that its events take.
     is_open: bool,
+    /// What was asked for in vain at the start: no reload is refused for what a start goes without.
+    in_vain: Option<config::Exemplars>,
     /// What is in force, in nanoseconds; 0 is none.
     threshold_ns: u64,
     /// Of the choice that was made last.
@@ -80,6 +83,7 @@ impl Exemplars {
         for (place, installed) in kernel.probes.iter().enumerate() {
             if let Err(error) = exemplars.open(place, config, installed, programs, memory) {
                 tracing::warn!("{error}");
+                exemplars.slow[place].in_vain = Some(which(config, installed));
             }
         }
         exemplars.want(config, kernel.probes.iter(), programs);
@@ -100,8 +104,10 @@ impl Exemplars {
     ) -> Result<(), OpenError> {
         let probe = installed.probe.name;
         let slow = &mut self.slow[place];
-        let asked = which(config, installed) != config::Exemplars::Off;
-        if slow.is_open || !asked || !installed.is_on() || !installed.tells_events() {
+        let asked = which(config, installed);
+        let is_up = installed.is_on() && installed.status.verdict.is_up();
+        let can = is_up && installed.tells_events() && slow.in_vain != Some(asked);
+        if slow.is_open || asked == config::Exemplars::Off || !can {
             return Ok(());
         }
         let error = |refusal: Refusal| OpenError {
@@ -126,23 +132,25 @@ impl Exemplars {
         programs: &mut Programs,
     ) {
         for (installed, slow) in probes.zip(&mut self.slow) {
-            let mut which = which(config, installed);
+            let asked = which(config, installed);
             let (name, hook) = (installed.probe.name, installed.rung.hook);
-            if which != config::Exemplars::Off && !installed.tells_events() && installed.is_on() {
-                tracing::warn!("{name}.exemplars: the hook {hook} tells too little for any");
-            }
-            if which == config::Exemplars::Off && slow.is_open {
+            let is_off = asked == config::Exemplars::Off || !installed.is_on();
+            if is_off {
                 programs.detach_origins(installed);
                 slow.is_open = false;
+                // Nobody is to see them any more.
+                let number = installed.probe.number;
+                self.latest.retain(|(key, ..), _| key.kind >> 4 != number);
             }
-            if !slow.is_open {
-                which = config::Exemplars::Off;
-            }
-            if slow.which != which {
+            if slow.asked != asked {
+                if !is_off && !installed.tells_events() {
+                    tracing::warn!("{name}.exemplars: the hook {hook} tells too little for any");
+                }
                 *slow = Slow {
-                    which,
+                    asked,
                     threshold_ns: slow.threshold_ns,
                     is_open: slow.is_open,
+                    in_vain: slow.in_vain.filter(|in_vain| *in_vain == asked),
                     ..Slow::default()
                 };
             }
@@ -155,18 +163,48 @@ impl Exemplars {
         (threshold > 0).then_some(threshold)
     }
 
-    /// Takes in what has come, and chooses the thresholds anew, of which those are handed over that are others now.
-    pub(super) fn take_in(
+    /// Takes in what has come. Before the cells are read: what they count then has it already.
+    pub(super) fn take_in(&mut self, probes: &[Probe]) {
+        let Some(events) = &mut self.events else {
+            return;
+        };
+        let slow = probes.iter().zip(&self.slow);
+        let open = slow.filter(|(_, slow)| slow.is_open);
+        let open: Vec<u8> = open
+            .map(|(probe, _)| probe.installed.probe.number)
+            .collect();
+        let latest = &mut self.latest;
+        events.take(|event| {
+            if open.contains(&(event.key.kind >> 4)) {
+                keep(latest, event);
+            }
+        });
+    }
+
+    /// Forgets those that nobody can see: of series that there are not, and of a clock that was set back.
+    pub(super) fn forget(&mut self, is_there: impl Fn(&SeriesKey) -> bool) {
+        let now = SystemTime::now();
+        self.latest
+            .retain(|(key, ..), exemplar| exemplar.time <= now && is_there(key));
+        trim(&mut self.latest);
+    }
+
+    /// Forgets those of a series that has other labels from now on.
+    pub(super) fn forget_renamed(&mut self, key: &SeriesKey) {
+        let all = (*key, 0, 0)..=(*key, usize::MAX, usize::MAX);
+        let found: Vec<_> = self.latest.range(all).map(|(key, _)| *key).collect();
+        for key in found {
+            self.latest.remove(&key);
+        }
+    }
+
+    /// Chooses the thresholds anew, of which those are handed over that are others now.
+    pub(super) fn choose(
         &mut self,
         now: Instant,
         probes: &[Probe],
         mut set: impl FnMut(usize, u64),
     ) {
-        let Some(events) = &mut self.events else {
-            return;
-        };
-        let latest = &mut self.latest;
-        events.take(|event| keep(latest, event));
         for (place, (slow, probe)) in self.slow.iter_mut().zip(probes).enumerate() {
             let counted = probe.sums.iter().find_map(|sum| match sum {
                 Value::Histogram(totals) => Some(&**totals),
@@ -189,13 +227,6 @@ impl Exemplars {
             .map(|(_, exemplar)| exemplar)
             .collect()
     }
-
-    /// Forgets those of a series that is gone.
-    pub(super) fn forget(&mut self, key: &SeriesKey) {
-        if !self.latest.is_empty() {
-            self.latest.retain(|(of, ..), _| of != key);
-        }
-    }
 }
 
 fn which(config: &Config, installed: &Installed) -> config::Exemplars {
@@ -206,7 +237,8 @@ fn which(config: &Config, installed: &Installed) -> config::Exemplars {
 impl Slow {
     /// The threshold that is to be in force, if it is time to choose one.
     fn choice(&mut self, now: Instant, counted: Option<&Totals>) -> Option<u64> {
-        match self.which {
+        match self.asked {
+            _ if !self.is_open => Some(0),
             config::Exemplars::Off => Some(0),
             config::Exemplars::Slow(slow) => {
                 Some(u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX))
@@ -266,15 +298,24 @@ fn keep(latest: &mut BTreeMap<(SeriesKey, usize, usize), Exemplar>, event: Event
             duration_ns,
             time: event.ended,
         };
-        latest.insert((event.key, metric, bucket), exemplar);
+        // Not in the order of time: rings are emptied one after the other.
+        let place = latest.entry((event.key, metric, bucket));
+        let kept = place.or_insert_with(|| exemplar.clone());
+        if kept.time < exemplar.time {
+            *kept = exemplar;
+        }
     }
-    while latest.len() > MAX {
-        let oldest = latest.iter().min_by_key(|(_, exemplar)| exemplar.time);
-        let Some(key) = oldest.map(|(key, _)| *key) else {
-            return;
-        };
-        latest.remove(&key);
-    }
+}
+
+/// Leaves the newest, as many as there may be.
+fn trim(latest: &mut BTreeMap<(SeriesKey, usize, usize), Exemplar>) {
+    let Some(surplus) = latest.len().checked_sub(MAX + 1) else {
+        return;
+    };
+    let mut times: Vec<SystemTime> = latest.values().map(|exemplar| exemplar.time).collect();
+    let (_, newest_to_go, _) = times.select_nth_unstable(surplus);
+    let newest_to_go = *newest_to_go;
+    latest.retain(|_, exemplar| exemplar.time > newest_to_go);
 }
 
 #[cfg(test)]
@@ -331,7 +372,8 @@ mod tests {
     #[test]
     fn a_choice_is_by_what_came_since_the_last() {
         let mut slow = Slow {
-            which: config::Exemplars::Auto,
+            asked: config::Exemplars::Auto,
+            is_open: true,
             ..Slow::default()
         };
         let start = Instant::now();
@@ -349,11 +391,14 @@ mod tests {
     #[test]
     fn one_that_is_set_stands_at_once() {
         let mut slow = Slow {
-            which: config::Exemplars::Slow(Duration::from_millis(5)),
+            asked: config::Exemplars::Slow(Duration::from_millis(5)),
+            is_open: true,
             ..Slow::default()
         };
         assert_eq!(slow.choice(Instant::now(), None), Some(5 * MS));
-        slow.which = config::Exemplars::Off;
+        slow.is_open = false;
+        assert_eq!(slow.choice(Instant::now(), None), Some(0));
+        slow.asked = config::Exemplars::Off;
         assert_eq!(slow.choice(Instant::now(), None), Some(0));
     }
 
@@ -362,6 +407,8 @@ mod tests {
         let mut latest = BTreeMap::new();
         keep(&mut latest, event(1, 5 * MS, 1));
         keep(&mut latest, event(1, 5 * MS + 1, 2));
+        // Of another CPU's ring, that is emptied later.
+        keep(&mut latest, event(1, 5 * MS + 2, 0));
         keep(&mut latest, event(1, 500 * MS, 3));
         keep(&mut latest, event(1, 60_000 * MS, 4));
         let found: Vec<_> = latest
@@ -390,6 +437,7 @@ mod tests {
             // Not in the order of their keys.
             keep(&mut latest, event(count - number, MS, number));
         }
+        trim(&mut latest);
         assert_eq!(latest.len(), MAX);
         let gone = latest.keys().all(|(key, ..)| key.cgroup_id <= count - 3);
         assert!(gone);

@@ -1,11 +1,11 @@
 //! Exemplars: the process, the peer and the sectors behind what a bucket has counted.
 
-use crate::agent::Agent;
+use crate::agent::{Agent, sentry};
 use crate::exposition::{Exemplar, Exposition, Format};
-use crate::host::{Folder, disk_cgroup, label, socket_cgroup, turn, wait_for};
+use crate::host::{Folder, IoController, disk_cgroup, label, socket_cgroup, turn, wait_for};
 use crate::load::{self, Server};
 use crate::prometheus::{PATIENCE, Prometheus, Setup, prometheus_3};
-use crate::reload::Site;
+use crate::reload::{Site, links};
 use crate::tcp::peer;
 use sentry_bench::sandbox::{Cgroup, LoopDevice, Netns};
 use std::process::{Command, Stdio};
@@ -21,15 +21,23 @@ fn scrape(agent: &Agent) -> Exposition {
     Exposition::parse(&text, Format::OpenMetrics)
 }
 
-/// An agent whose thresholds are in force: its first collection sets them.
-fn start(args: &str) -> Agent {
-    let agent = Agent::start(args);
-    agent.scrape();
-    agent
-}
-
 fn lost(scrape: &Exposition, probe: &str) -> f64 {
     scrape.value("sentry_exemplars_lost_total", &[("probe", probe)])
+}
+
+/// Those hooks of a probe that this kernel has and that tell of events.
+fn hooks(probe: &str, hooks: &[&'static str]) -> Vec<&'static str> {
+    let is_there = |hook: &&'static str| {
+        let flags = format!("check --format json --probes {probe} --{probe}.hook {hook}");
+        let output = sentry(&flags).output().unwrap();
+        if !output.status.success() {
+            eprintln!("{probe}: this kernel has no {hook}");
+        }
+        output.status.success()
+    };
+    let found: Vec<_> = hooks.iter().copied().filter(is_there).collect();
+    assert!(!found.is_empty());
+    found
 }
 
 /// Those of a metric and a cgroup.
@@ -67,7 +75,15 @@ fn now() -> f64 {
 #[test]
 fn a_slow_connect_has_its_process_and_peer() {
     turn!("a_slow_connect_has_its_process_and_peer");
-    let agent = start("--probes tcp --tcp.exemplars 200ms");
+    for hook in hooks("tcp", &["tp_btf", "kprobe"]) {
+        slow_connect(hook);
+    }
+}
+
+fn slow_connect(hook: &str) {
+    let agent = Agent::start(&format!(
+        "--probes tcp --tcp.hook {hook} --tcp.exemplars 200ms"
+    ));
     let (slow, netns) = (socket_cgroup("slow"), Netns::new("slow").unwrap());
     let fast = socket_cgroup("fast");
     let server = Server::listen("", &[]);
@@ -115,7 +131,7 @@ fn a_slow_connect_has_its_process_and_peer() {
 #[test]
 fn both_ends_have_their_peer_of_either_family() {
     turn!("both_ends_have_their_peer_of_either_family");
-    let agent = start("--probes tcp --tcp.exemplars 1us");
+    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
     for (listen, to) in [
         ("127.0.0.1", "127.0.0.1"),
         ("::1", "[::1]"),
@@ -158,12 +174,19 @@ fn both_ends_have_their_peer_of_either_family() {
 #[test]
 fn an_io_has_its_process_and_sectors() {
     turn!("an_io_has_its_process_and_sectors");
-    let agent = start("--probes disk --disk.exemplars 1us --metrics.buckets-per-octave 4");
+    let _io = IoController::on();
+    for hook in hooks("disk", &["tp_btf", "raw_tp"]) {
+        io(hook);
+    }
+}
+
+fn io(hook: &str) {
+    let flags = "--probes disk --disk.exemplars 1us --metrics.buckets-per-octave 4";
+    let agent = Agent::start(&format!("{flags} --disk.hook {hook}"));
     let device = LoopDevice::new(16 << 20).unwrap();
     let file = device.path().display();
     let cgroup = disk_cgroup("io");
-    // 4 KiB at the device's beginning, once a process. Again, for others' I/O may have filled the ring, and 5.10 gives
-    // the first of a cgroup to its parent when it has no memory at hand (blkg_create() in block/blk-cgroup.c).
+    // 4 KiB at the device's beginning, once a process. Again, for others' I/O may have filled the ring.
     let (pid, found) = wait_for("room in the ring", PATIENCE, || {
         scrape(&agent);
         let args = format!("write --file {file} --direct --count 1");
@@ -194,7 +217,7 @@ fn an_io_has_its_process_and_sectors() {
 #[test]
 fn what_finds_its_ring_full_is_counted_and_no_event_is_lost_to_the_histogram() {
     turn!("what_finds_its_ring_full_is_counted_and_no_event_is_lost_to_the_histogram");
-    let agent = start("--probes tcp --tcp.exemplars 1us");
+    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
     let (client, server) = (socket_cgroup("client"), Server::listen("", &[]));
     let before = lost(&scrape(&agent), "tcp");
     load::run(
@@ -219,13 +242,16 @@ fn exemplars_come_and_go_with_a_reload() {
     let site = Site::new("probes: tcp\n");
     let agent = site.agent("");
     let server = Server::listen("", &[]);
-    let found = || {
+    let mut clients = Vec::new();
+    let mut found = || {
         let client = socket_cgroup("client");
         load::run(
             &format!("connect --to 127.0.0.1:{} --count 1", server.port()),
             &[&client],
         );
-        of(&scrape(&agent), HANDSHAKES, &client).len()
+        let found = of(&scrape(&agent), HANDSHAKES, &client).len();
+        clients.push(client);
+        found
     };
     let has_rings = || {
         let text = agent.get("/metrics", &[]).text();
@@ -239,14 +265,49 @@ fn exemplars_come_and_go_with_a_reload() {
             .contains("sentry_exemplar")
     );
     site.reload(&agent, "probes: tcp\ntcp.exemplars: 1us\n");
-    agent.scrape();
     assert_eq!((found(), has_rings()), (1, true));
     site.reload(&agent, "probes: tcp\ntcp.exemplars: 10s\n");
-    agent.scrape();
     assert_eq!(found(), 0);
+    // One whose connect is in a ring by now is not to be seen any more, either.
+    site.reload(&agent, "probes: tcp\ntcp.exemplars: 1us\n");
+    let unseen = socket_cgroup("unseen");
+    load::run(
+        &format!("connect --to 127.0.0.1:{} --count 1", server.port()),
+        &[&unseen],
+    );
     site.reload(&agent, "probes: tcp\n");
-    agent.scrape();
     assert_eq!(found(), 0);
+    assert_eq!(scrape(&agent).exemplars, []);
+    agent.stop();
+}
+
+/// Whoever notes who begins requests is there just as long as somebody asks.
+#[test]
+fn the_second_program_of_disk_comes_and_goes() {
+    turn!("the_second_program_of_disk_comes_and_goes");
+    let site = Site::new("probes: [tcp, disk]\n");
+    let agent = site.agent("");
+    let without = links(&agent);
+    let reload = |text: &str| {
+        let said = site.reload(&agent, text);
+        assert!(said.contains("was read anew"), "{text}: {said}");
+        links(&agent)
+    };
+    let (on, off) = (
+        "probes: [tcp, disk]\ndisk.exemplars: auto\n",
+        "probes: [tcp, disk]\n",
+    );
+    for _ in 0..2 {
+        assert_eq!(reload(on), without + 1);
+        assert_eq!(reload(off), without);
+        // With the probe it goes, too, and comes back with it if it is asked for.
+        assert_eq!(reload("probes: tcp\n"), without - 1);
+        assert_eq!(reload(off), without);
+        assert_eq!(reload(on), without + 1);
+        assert_eq!(reload("probes: tcp\ndisk.exemplars: auto\n"), without - 1);
+        assert_eq!(reload(on), without + 1);
+        assert_eq!(reload(on), without + 1);
+    }
     agent.stop();
 }
 
@@ -257,7 +318,7 @@ fn a_reload_that_cannot_have_them_is_refused() {
     let site = Site::new("tcp.exemplars: off\n");
     let agent = site.agent("--probes tcp");
     let said = site.reload(&agent, "tcp.exemplars: 1us\naggregate-by: container\n");
-    let expected = "tcp.exemplars: there can be none: failed to create map `events`: Operation not permitted (os error 1); a restart may find another way";
+    let expected = "tcp.exemplars: there can be none: failed to create map `event_origins`: Operation not permitted (os error 1); a restart may find another way";
     assert!(said.contains(expected), "{said}");
     let scrape = scrape(&agent);
     assert_eq!(
@@ -275,7 +336,7 @@ fn a_reload_that_cannot_have_them_is_refused() {
 #[test]
 fn prometheus_takes_exemplars_of_each_format() {
     turn!("prometheus_takes_exemplars_of_each_format");
-    let agent = start("--probes tcp --tcp.exemplars 1us");
+    let agent = Agent::start("--probes tcp --tcp.exemplars 1us");
     let server = Server::listen("", &[]);
     let storage = "--enable-feature=exemplar-storage";
     let native = "--enable-feature=exemplar-storage,native-histograms";

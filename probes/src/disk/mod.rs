@@ -10,8 +10,8 @@ use std::mem::offset_of;
 use crate::{
     Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample,
     Series, SeriesKey,
-    event::Record,
-    spec::{self, Fallback, Hook, Program, Table, TableKind, Variant},
+    event::Fields,
+    spec::{Fallback, Hook, Program, Record, Table, TableKind, Variant},
     wire::{
         DISK_COUNTER_EVENTS_LOST, DISK_COUNTER_OTHER_ERROR, DISK_COUNTER_OVERFLOW,
         DISK_COUNTER_SLOW_NS, DISK_COUNTER_UNTIMED, DISK_COUNTER_UNTRACKED, DISK_COUNTERS,
@@ -127,7 +127,7 @@ pub(crate) const PROBE: Probe = Probe {
                 programs: &[
                     Program {
                         name: "disk_make_record",
-                        hook: Hook::Tracepoint(&spec::Record {
+                        hook: Hook::Tracepoint(&Record {
                             category: "block",
                             event: "block_getrq",
                             fields: &[
@@ -139,7 +139,7 @@ pub(crate) const PROBE: Probe = Probe {
                     },
                     Program {
                         name: "disk_issue_record",
-                        hook: Hook::Tracepoint(&spec::Record {
+                        hook: Hook::Tracepoint(&Record {
                             category: "block",
                             event: "block_rq_issue",
                             fields: &[
@@ -152,7 +152,7 @@ pub(crate) const PROBE: Probe = Probe {
                     },
                     Program {
                         name: "disk_complete_record",
-                        hook: Hook::Tracepoint(&spec::Record {
+                        hook: Hook::Tracepoint(&Record {
                             category: "block",
                             event: "block_rq_complete",
                             fields: &[
@@ -290,7 +290,7 @@ fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
 }
 
 /// What follows the head of `struct disk_slow_event`.
-fn event_detail(key: &SeriesKey, duration_ns: u64, record: Record) -> Option<EventDetail> {
+fn event_detail(key: &SeriesKey, duration_ns: u64, record: Fields) -> Option<EventDetail> {
     let device_ns = record.u64(offset_of!(disk_slow_event, device_ns))?;
     let sector = record.u64(offset_of!(disk_slow_event, sector))?;
     let sectors = record.u64(offset_of!(disk_slow_event, bytes))? >> SECTOR_SHIFT;

@@ -179,7 +179,7 @@ static __always_inline void disk_send(struct request *rq, __u32 operation, __u64
 	};
 
 	series_key_cgroup(&slow.event.key, KERNEL_READ(direct, blkcg, css.cgroup), direct);
-	event_name(&slow.event, (__u64)bio, direct);
+	event_name(&slow.event, disk_counters + DISK_COUNTER_SLOW_NS, (__u64)bio, direct);
 	event_send(&slow.event, sizeof(slow), disk_counters + DISK_COUNTER_EVENTS_LOST);
 }
 
@@ -266,23 +266,23 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 	now = bpf_ktime_get_ns();
 	bucket = histogram_bucket_of(now - created);
 	histogram_add_to(io_cell, bucket, now - created);
+	if (operation != DISK_OPERATION_FLUSH && issued) {
+		/* Often the very stamp of the creation: a plug keeps one time for all it does
+		 * (commit da4c8c3d0975, "block: cache current nsec time in struct blk_plug", 6.9).
+		 */
+		if (issued != created)
+			bucket = histogram_bucket_of(now - issued);
+		histogram_add_to(device_cell, bucket, now - issued);
+	} else if (operation != DISK_OPERATION_FLUSH) {
+		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
+	}
+	/* Once it is counted: whoever reads rings first finds no event that no bucket has. */
 	if (event_is_wanted(disk_counters + DISK_COUNTER_SLOW_NS, now - created)) {
 		if (direct)
 			disk_send_direct(rq, operation, now, created, issued);
 		else
 			disk_send_read(rq, operation, now, created, issued);
 	}
-	if (operation == DISK_OPERATION_FLUSH)
-		return 0;
-	if (!issued) {
-		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
-		return 0;
-	}
-	/* Often the very stamp of the creation: a plug keeps one time for all it does (commit
-	 * da4c8c3d0975, "block: cache current nsec time in struct blk_plug", 6.9). */
-	if (issued != created)
-		bucket = histogram_bucket_of(now - issued);
-	histogram_add_to(device_cell, bucket, now - issued);
 	return 0;
 }
 

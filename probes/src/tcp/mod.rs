@@ -13,8 +13,8 @@ use std::{
 use crate::{
     Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series,
     SeriesKey,
-    event::Record,
-    spec::{self, Hook, Program, Table, TableKind, Variant},
+    event::Fields,
+    spec::{Hook, Program, Record, Table, TableKind, Variant},
     wire::{
         TCP_COUNTER_EVENTS_LOST, TCP_COUNTER_OTHER_FAILURE, TCP_COUNTER_OTHER_SYN_RETRANSMITS,
         TCP_COUNTER_OTHER_UNMEASURED, TCP_COUNTER_OVERFLOW, TCP_COUNTER_SLOW_NS,
@@ -104,7 +104,7 @@ pub(crate) const PROBE: Probe = Probe {
             variants: &[Variant {
                 programs: &[Program {
                     name: "tcp_state_record",
-                    hook: Hook::Tracepoint(&spec::Record {
+                    hook: Hook::Tracepoint(&Record {
                         category: "sock",
                         event: "inet_sock_set_state",
                         fields: &[
@@ -204,7 +204,7 @@ fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
 }
 
 /// What follows the head of `struct tcp_slow_event`.
-fn event_detail(key: &SeriesKey, duration_ns: u64, record: Record) -> Option<EventDetail> {
+fn event_detail(_: &SeriesKey, duration_ns: u64, record: Fields) -> Option<EventDetail> {
     let peer = offset_of!(tcp_slow_event, peer);
     let address = match i32::from(record.u16(offset_of!(tcp_slow_event, family))?) {
         libc::AF_INET => IpAddr::from(record.bytes::<4>(peer)?),
@@ -212,12 +212,8 @@ fn event_detail(key: &SeriesKey, duration_ns: u64, record: Record) -> Option<Eve
         _ => return None,
     };
     let port = record.u16(offset_of!(tcp_slow_event, peer_port))?;
-    let timings_ns = match u32::from(key.kind) {
-        TCP_KIND_HANDSHAKE => vec![(HANDSHAKE, duration_ns)],
-        _ => Vec::new(),
-    };
     Some(EventDetail {
-        timings_ns,
+        timings_ns: vec![(HANDSHAKE, duration_ns)],
         labels: vec![("peer", SocketAddr::new(address, port).to_string())],
     })
 }

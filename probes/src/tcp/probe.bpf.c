@@ -312,13 +312,13 @@ static __always_inline void tcp_unmeasured(const struct tcp_event *event, enum t
 
 /* Sends a slow event with all that the socket tells of it. */
 static __always_inline void tcp_send(const struct tcp_event *of, enum tcp_means means,
-				     enum tcp_kind kind, __u32 detail, __u64 ns)
+				     enum tcp_role role, __u64 ns)
 {
 	struct tcp_slow_event slow = {
 		.event = {
 			.ended_ns = bpf_ktime_get_ns(),
 			.duration_ns = ns,
-			.key = { .kind = kind, .detail = detail },
+			.key = { .kind = TCP_KIND_HANDSHAKE, .detail = role },
 		},
 	};
 	struct sock *sk = of->sk;
@@ -326,8 +326,8 @@ static __always_inline void tcp_send(const struct tcp_event *of, enum tcp_means 
 
 	tcp_key_cgroup(&slow.event.key, of, means);
 	/* Nobody has accepted a server's socket yet, and its address may have been a client's. */
-	if (kind != TCP_KIND_HANDSHAKE || detail != TCP_ROLE_SERVER)
-		event_name(&slow.event, (__u64)sk, direct);
+	if (role != TCP_ROLE_SERVER)
+		event_name(&slow.event, tcp_counters + TCP_COUNTER_SLOW_NS, (__u64)sk, direct);
 	slow.family = KERNEL_READ(direct, sk, __sk_common.skc_family);
 	slow.peer_port = __builtin_bswap16(KERNEL_READ(direct, sk, __sk_common.skc_dport));
 	if (slow.family != AF_INET6) {
@@ -343,27 +343,25 @@ static __always_inline void tcp_send(const struct tcp_event *of, enum tcp_means 
 
 /* Out of line, for it is rare. Two, since a program whose pointers have types must not even hold
  * the helper that reads others: a locked-down kernel refuses it. */
-static __noinline void tcp_send_direct(const struct tcp_event *of, enum tcp_kind kind, __u32 detail,
-				       __u64 ns)
+static __noinline void tcp_send_direct(const struct tcp_event *of, enum tcp_role role, __u64 ns)
 {
-	tcp_send(of, TCP_DIRECT, kind, detail, ns);
+	tcp_send(of, TCP_DIRECT, role, ns);
 }
 
-static __noinline void tcp_send_read(const struct tcp_event *of, enum tcp_kind kind, __u32 detail,
-				     __u64 ns)
+static __noinline void tcp_send_read(const struct tcp_event *of, enum tcp_role role, __u64 ns)
 {
-	tcp_send(of, 0, kind, detail, ns);
+	tcp_send(of, 0, role, ns);
 }
 
 static __always_inline void tcp_send_if_slow(const struct tcp_event *of, enum tcp_means means,
-					     enum tcp_kind kind, __u32 detail, __u64 ns)
+					     enum tcp_role role, __u64 ns)
 {
 	if (!event_is_wanted(tcp_counters + TCP_COUNTER_SLOW_NS, ns))
 		return;
 	if (means & TCP_DIRECT)
-		tcp_send_direct(of, kind, detail, ns);
+		tcp_send_direct(of, role, ns);
 	else
-		tcp_send_read(of, kind, detail, ns);
+		tcp_send_read(of, role, ns);
 }
 
 /* Adds a duration to a series, or to the cell `other` of its role. */
@@ -396,7 +394,7 @@ static __always_inline void tcp_handshake(const struct tcp_event *event, enum tc
 		found = series_of_index(&key, 1, 0, &cells);
 	}
 	tcp_add(&cells, found, role, ns);
-	tcp_send_if_slow(event, means, TCP_KIND_HANDSHAKE, role, ns);
+	tcp_send_if_slow(event, means, role, ns);
 }
 
 /* Why a connect failed, at the moment its socket closes. */
@@ -436,7 +434,6 @@ static __always_inline void tcp_client(const struct tcp_event *event, enum tcp_m
 
 		tcp_count(event, means, TCP_KIND_FAILURE, reason, 1,
 			  TCP_COUNTER_OTHER_FAILURE + reason);
-		tcp_send_if_slow(event, means, TCP_KIND_FAILURE, reason, elapsed);
 	} else if (elapsed) {
 		tcp_handshake(event, means, TCP_ROLE_CLIENT, elapsed);
 	} else {

@@ -44,7 +44,7 @@ enum tcp_counter {
 	TCP_COUNTERS,
 };
 
-/* A handshake, or a connect that failed. */
+/* A handshake. */
 struct tcp_slow_event {
 	struct event event;
 	/* As the socket has them: an IPv4 address in the first word, in network order. */
