@@ -13,6 +13,7 @@ mod log;
 mod privileges;
 mod reload;
 mod summary;
+mod views;
 
 use std::{
     env,
@@ -51,6 +52,7 @@ use crate::{
     privileges::{PrivilegesError, Reloads},
     reload::Reloader,
     summary::Summary,
+    views::{Recorder, Views, history::History},
 };
 
 /// How often totals are read when nobody scrapes: a bucket wraps in 71 minutes at a million
@@ -185,7 +187,15 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         config.sysfs.clone(),
         config.series_retention,
     )));
-    tokio::spawn(maintain(Arc::clone(&collector), names, news, follows));
+    let history = Arc::new(Mutex::new(History::new(Instant::now())));
+    let recorder = Recorder::new(Arc::clone(&history), config.procfs.clone());
+    tokio::spawn(maintain(
+        Arc::clone(&collector),
+        recorder,
+        names,
+        news,
+        follows,
+    ));
     if std::io::stdout().is_terminal() {
         tokio::spawn(summarise(Arc::clone(&collector)));
     }
@@ -208,14 +218,21 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         started: config.probes.clone(),
         current: config.clone(),
         load: Box::new(load_anew),
-        collector,
+        collector: Arc::clone(&collector),
         metrics: Arc::clone(&metrics),
         web: web.clone(),
         log,
         stats: reloads,
     };
     tokio::spawn(reload::follow(reloader, hangup, requests));
+    let views = Views {
+        collector,
+        history,
+        metrics: Arc::clone(&metrics),
+        node: config.node.clone(),
+    };
     let exposed = Exposed {
+        views: Arc::new(views),
         reload: config.lifecycle.then_some(reload),
         readiness: Arc::new(Verdicts(statuses)),
         scrape: metrics,
@@ -378,34 +395,35 @@ fn follow_gpu(mut follower: Follower, news: &Notify) {
     }
 }
 
-/// Keeps totals current without a scrape, and gives the places of gone workloads back.
+/// Keeps totals current without a scrape, records them in the history, and gives the places of gone workloads back.
 async fn maintain(
     collector: Arc<Mutex<Collector>>,
+    recorder: Recorder,
     names: Arc<Names>,
     news: Arc<Notify>,
     follows: bool,
 ) {
     let mut lost = 0;
     let mut walked = Instant::now();
+    let recorder = Arc::new(Mutex::new(recorder));
     loop {
-        let pass = Arc::clone(&collector);
+        let (pass, record) = (Arc::clone(&collector), Arc::clone(&recorder));
         let pass = tokio::task::spawn_blocking(move || {
             let mut collector = lock(&pass);
             collector.attach_fallbacks();
-            (
-                collector.collect(Instant::now(), Occasion::Upkeep),
-                collector.cgroup_events_lost(),
-            )
+            let outcome = collector.collect(Instant::now(), Occasion::Upkeep);
+            let left = lock(&record).record(&mut collector);
+            (outcome, collector.cgroup_events_lost(), left)
         });
-        let (outcome, lost_now) = match pass.await {
-            Ok((Ok(outcome), lost_now)) => (outcome, lost_now),
-            Ok((Err(error), _)) => {
+        let (outcome, lost_now, left) = match pass.await {
+            Ok((Ok(outcome), lost_now, left)) => (outcome, lost_now, left),
+            Ok((Err(error), _, left)) => {
                 tracing::error!(%error, "series cannot be kept in order");
-                (collect::Outcome::default(), lost)
+                (collect::Outcome::default(), lost, left)
             }
             Err(error) => {
                 tracing::error!(%error, "a collection was cut off");
-                (collect::Outcome::default(), lost)
+                (collect::Outcome::default(), lost, COLLECT_INTERVAL)
             }
         };
         let stale = !follows || lost_now != lost || !outcome.unknown.is_empty();
@@ -420,7 +438,7 @@ async fn maintain(
         if outcome.unfinished || walks {
             tokio::time::sleep(RECYCLE_INTERVAL).await;
         } else {
-            let timer = tokio::time::timeout(COLLECT_INTERVAL, news.notified());
+            let timer = tokio::time::timeout(left.min(COLLECT_INTERVAL), news.notified());
             if timer.await.is_ok() {
                 tokio::time::sleep(RECYCLE_INTERVAL).await;
             }

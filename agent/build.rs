@@ -1,0 +1,67 @@
+//! Packs the files of the page for the program: what is in `page/src`, and the charts' library if npm has brought it.
+
+use std::{
+    env, fs,
+    hash::{DefaultHasher, Hasher},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use flate2::{Compression, write::GzEncoder};
+
+/// What npm brings, and the name under which it is served.
+const LIBRARY: [(&str, &str); 2] = [
+    ("uPlot.iife.min.js", "uplot.js"),
+    ("uPlot.min.css", "uplot.css"),
+];
+
+fn main() -> anyhow::Result<()> {
+    let folder = |variable| env::var_os(variable).map(PathBuf::from).context(variable);
+    let page = folder("CARGO_MANIFEST_DIR")?.join("../page");
+    let out = folder("OUT_DIR")?;
+    let sources = page.join("src");
+    let library = page.join("node_modules/uplot/dist");
+    println!("cargo::rerun-if-changed={}", sources.display());
+    // Watched even while it is not there: a build after `npm ci` takes it in.
+    println!("cargo::rerun-if-changed={}", library.display());
+
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&sources).with_context(|| sources.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default();
+        files.push((name.to_string_lossy().into_owned(), path));
+    }
+    let has_charts = LIBRARY.iter().all(|(file, _)| library.join(file).exists());
+    if has_charts {
+        let brought = LIBRARY.iter();
+        files.extend(brought.map(|(file, name)| ((*name).to_owned(), library.join(file))));
+    }
+    files.sort();
+    let mut code = format!("const HAS_CHARTS: bool = {has_charts};\nconst FILES: &[File] = &[\n");
+    for (name, path) in files {
+        // Filled in for each answer, so it is there as it is.
+        if name == "index.html" {
+            continue;
+        }
+        let packed = out.join(&name);
+        let tag = pack(&path, &packed).with_context(|| path.display().to_string())?;
+        code += &format!(
+            "    File {{ name: {name:?}, tag: \"\\\"{tag:016x}\\\"\", packed: include_bytes!({packed:?}) }},\n"
+        );
+    }
+    code += "];\n";
+    fs::write(out.join("page.rs"), code)?;
+    Ok(())
+}
+
+/// Writes a file gzipped; a hash of what is in it.
+fn pack(from: &Path, to: &Path) -> anyhow::Result<u64> {
+    let bytes = fs::read(from)?;
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    packed.write_all(&bytes)?;
+    fs::write(to, packed.finish()?)?;
+    let mut hash = DefaultHasher::new();
+    hash.write(&bytes);
+    Ok(hash.finish())
+}
