@@ -11,9 +11,10 @@ use anyhow::Context;
 use flate2::{Compression, write::GzEncoder};
 
 /// What npm brings, and the name under which it is served.
-const LIBRARY: [(&str, &str); 2] = [
-    ("uPlot.iife.min.js", "uplot.js"),
-    ("uPlot.min.css", "uplot.css"),
+const LIBRARY: [(&str, &str); 3] = [
+    ("dist/uPlot.iife.min.js", "uplot.js"),
+    ("dist/uPlot.min.css", "uplot.css"),
+    ("LICENSE", "uplot-license.txt"),
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -21,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     let page = folder("CARGO_MANIFEST_DIR")?.join("../page");
     let out = folder("OUT_DIR")?;
     let sources = page.join("src");
-    let library = page.join("node_modules/uplot/dist");
+    let library = page.join("node_modules/uplot");
     println!("cargo::rerun-if-changed={}", sources.display());
     // Watched even while it is not there: a build after `npm ci` takes it in.
     println!("cargo::rerun-if-changed={}", library.display());

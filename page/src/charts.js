@@ -1,6 +1,6 @@
 // Heatmaps, lines and timelines. Lines and axes are uPlot's; without it there are timelines alone.
 
-import { BUCKETS, WINDOW_MS, edge, quantile, total } from './store.js';
+import { BUCKETS, edge, quantile, total } from './store.js';
 import { clock, count, duration, rate } from './format.js';
 
 export const hasCharts = typeof globalThis.uPlot === 'function';
@@ -8,7 +8,7 @@ export const hasCharts = typeof globalThis.uPlot === 'function';
 const dark = matchMedia('(prefers-color-scheme: dark)');
 const RAMPS = {
   light: [[226, 236, 250], [130, 174, 230], [44, 108, 196], [12, 48, 110]],
-  dark: [[24, 42, 70], [38, 84, 150], [88, 156, 240], [206, 230, 255]],
+  dark: [[24, 42, 70], [34, 76, 136], [66, 134, 216], [150, 200, 255]],
 };
 
 export function color(name) {
@@ -89,7 +89,7 @@ const AXIS_FONT = '11px system-ui, sans-serif';
 const AXIS_WIDTH = 52;
 const charts = new Set();
 
-function axes(values, space) {
+function axes(values, space, hasTimes = true) {
   const common = {
     stroke: () => color('--soft'),
     font: AXIS_FONT,
@@ -97,15 +97,20 @@ function axes(values, space) {
     ticks: { show: false },
   };
   return [
-    { ...common, size: 22, gap: 4, space: 70, values: (_, times) => times.map((time) => clock(time * 1000).slice(0, 5)) },
+    {
+      ...common,
+      size: hasTimes ? 22 : 4,
+      gap: 4,
+      space: 70,
+      values: (_, times) => times.map((time) => (hasTimes ? clock(time * 1000).slice(0, 5) : '')),
+      incrs: [60, 120, 300, 600],
+    },
     { ...common, size: AXIS_WIDTH, gap: 6, space, ...values },
   ];
 }
 
-/** The last quarter of an hour, whatever is known of it. */
 function span(store) {
-  const last = store.steps.at(-1)?.end_ms ?? Date.now();
-  return [(last - WINDOW_MS) / 1000, last / 1000];
+  return store ? store.span().map((ms) => ms / 1000) : [0, 1];
 }
 
 class Chart {
@@ -210,17 +215,17 @@ function range(bucket) {
 /** Durations over time: how many in each bucket, with p50 and p99. */
 export class Heatmap extends Chart {
   constructor(place, label) {
-    super(place, 190, label);
+    super(place, 176, label);
     this.buckets = [];
     this.make({
       scales: {
-        x: { time: true, range: () => span(this.store ?? { steps: [] }) },
+        x: { time: true, range: () => span(this.store) },
         y: { distr: 3, range: () => this.limits() },
       },
       axes: axes({
         splits: () => DECADES.filter((value) => value >= this.limits()[0] && value <= this.limits()[1]),
-        values: (_, values) => values.map((value) => duration(value).replace('.00', '').replace('.0', '')),
-      }, 20),
+        values: (_, values) => values.map((value) => duration(value).replace(/\.0+ /, ' ')),
+      }, 20, false),
       series: [
         {},
         { stroke: () => color('--p50'), width: 1.25, points: { show: false }, spanGaps: false },
@@ -304,17 +309,17 @@ export class Heatmap extends Chart {
 
 /** Lines by the second over time, from zero. `lines`: of a name, a color's name and a value for each step. */
 export class Lines extends Chart {
-  constructor(place, label, { height = 84, format = (value) => `${rate(value)}/s`, axis = rate, names, colors }) {
+  constructor(place, label, { height = 92, format = (value) => `${rate(value)}/s`, axis = rate, names, colors }) {
     super(place, height, label);
     this.format = format;
     this.names = names;
     this.values = [];
     this.make({
       scales: {
-        x: { time: true, range: () => span(this.store ?? { steps: [] }) },
+        x: { time: true, range: () => span(this.store) },
         y: { range: (_, low, high) => [0, high > 0 ? high * 1.12 : 1] },
       },
-      axes: axes({ values: (_, values) => values.map((value) => axis(value)) }, 26),
+      axes: axes({ values: (_, values) => values.map((value) => axis(value).replace(/\.0+(?=\D|$)/, '')) }, 26),
       series: [
         {},
         ...names.map((_, at) => ({

@@ -292,12 +292,14 @@ function timelinesPanel() {
     return made.place;
   });
   const list = element('div');
-  const times = element('div', { class: 'times' }, element('span', {}, '15 min ago'), element('span', {}, 'now'));
-  const whole = element('article', { class: 'panel whole' }, element('header', {}, element('h3', {}, 'Processes'), ...keys), list, times);
+  const times = element('div', { class: 'times' }, element('span'), element('span', {}, 'now'));
+  const whole = element('article', { class: 'panel wider' }, element('header', {}, element('h3', {}, 'Processes'), ...keys), list, times);
   const rows = new Map();
   const made = { whole, charts: [{ remove: () => rows.forEach(({ chart }) => chart.remove()) }] };
   made.update = (store, timelines) => {
     const wanted = new Set(timelines.map((row) => row.key));
+    const [from, to] = store.span();
+    times.firstChild.textContent = `${ago(to - from)} ago`;
     for (const [name, { line, chart }] of rows) {
       if (!wanted.has(name)) {
         chart.remove();
@@ -416,7 +418,7 @@ function showAgent() {
   const body = $('probes').tBodies[0];
   const head = $('probes').tHead.rows[0];
   if (head.cells.length === 4) {
-    for (const title of ['Lost', 'Series']) head.insertBefore(element('th', { scope: 'col' }, title), head.cells[3]);
+    head.cells[2].after(element('th', { scope: 'col' }, 'Lost'), element('th', { scope: 'col' }, 'Series'));
   }
   body.replaceChildren(...status.probes.map((probe) => element('tr', {},
     element('th', { scope: 'row' }, probe.probe),

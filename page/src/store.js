@@ -1,6 +1,9 @@
 // The agent's history, as far as this page has read it, and what is computed from it.
 
 export const WINDOW_MS = 15 * 60 * 1000;
+
+/** Nothing shorter is shown: a chart of three steps would look like one of nothing else. */
+const SHORTEST_MS = 3 * 60 * 1000;
 export const BUCKETS = 90;
 
 /** The upper edge of a bucket in seconds: four to the octave, from 2^-18 s to 2^4 s, and one above. */
@@ -126,6 +129,13 @@ export class Store {
       }
     });
     return [...rows.values()];
+  }
+
+  /** From when to when it is shown: the last quarter of an hour, or what there is of it, in milliseconds. */
+  span() {
+    const last = this.steps.at(-1)?.end_ms ?? Date.now();
+    const first = this.steps.length > 0 ? this.steps[0].end_ms - this.steps[0].length_ms : last;
+    return [Math.max(last - WINDOW_MS, Math.min(first, last - SHORTEST_MS)), last];
   }
 
   /** The steps of the last so many milliseconds, by their places. */

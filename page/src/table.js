@@ -9,7 +9,7 @@ const FEW = 12;
 const COLUMNS = [
   { key: 'name', title: 'Workload', ascending: true },
   { key: 'connects', title: 'Connects/s', help: 'Connections that it opened, by the second', of: (row) => row.tcp?.client.per_second, write: rate },
-  { key: 'connect99', title: 'p99', help: 'Handshake, 99 % of its connects take no longer', of: (row) => row.tcp?.client.p99_seconds, write: duration },
+  { key: 'connect99', title: 'p99 connect', help: 'Handshake, 99 % of its connects take no longer', of: (row) => row.tcp?.client.p99_seconds, write: duration },
   { key: 'failures', title: 'Failed/s', help: 'Connects that failed, by the second', of: (row) => row.tcp?.failures.per_second, write: rate, isBad: (value) => value > 0 },
   { key: 'accepts', title: 'Accepts/s', help: 'Connections that it accepted, by the second', of: (row) => row.tcp?.server.per_second, write: rate },
   { key: 'io', title: 'IO/s', help: 'Block requests completed, by the second', of: (row) => row.disk?.io.per_second, write: rate },
@@ -75,7 +75,7 @@ export class Table {
       if (a === null || b === null) return (a === null) - (b === null);
       return sign * (a - b);
     };
-    return rows.sort((one, other) => compare(one, other) || busy(other) - busy(one) || one.whole.localeCompare(other.whole));
+    return rows.sort((one, other) => compare(one, other) || other.lives - one.lives || busy(other) - busy(one) || one.whole.localeCompare(other.whole));
   }
 
   draw() {

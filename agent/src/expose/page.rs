@@ -56,10 +56,10 @@ impl File {
         if lists(IF_NONE_MATCH, self.tag) {
             return (StatusCode::NOT_MODIFIED, headers).into_response();
         }
-        let kind = if self.name.to_ascii_lowercase().ends_with(".css") {
-            "text/css; charset=utf-8"
-        } else {
-            "text/javascript; charset=utf-8"
+        let kind = match self.name.rsplit_once('.') {
+            Some((_, "css")) => "text/css; charset=utf-8",
+            Some((_, "js")) => "text/javascript; charset=utf-8",
+            _ => "text/plain; charset=utf-8",
         };
         let kind = [(CONTENT_TYPE, HeaderValue::from_static(kind))];
         if lists(ACCEPT_ENCODING, "gzip") {
@@ -92,7 +92,7 @@ pub(super) fn index(telemetry_path: &str, verdicts: &[ProbeVerdict]) -> Response
         );
     }
     let charts = if HAS_CHARTS {
-        "<link rel=\"stylesheet\" href=\"-/page/uplot.css\">\n<script src=\"-/page/uplot.js\" defer></script>"
+        "<link rel=\"license\" href=\"-/page/uplot-license.txt\">\n<link rel=\"stylesheet\" href=\"-/page/uplot.css\">\n<script src=\"-/page/uplot.js\" defer></script>"
     } else {
         ""
     };

@@ -304,12 +304,15 @@ impl History {
         self.steps.len()
     }
 
-    /// The steps after the one of this number, for all workloads together or for one of them.
+    /// The steps after the one of this number, for all workloads together or for one of them with its processes, of
+    /// which each has its own values.
     pub(crate) fn since(&self, number: u64, of: Option<Id>) -> Answer<'_> {
         let lanes = self.lanes.by_number();
         let who = self.who.by_number();
-        let wanted = |number: &u32| who.get(number).is_some_and(|who| Some(who.id()) == of);
-        let wanted: Vec<u32> = who.keys().copied().filter(wanted).collect();
+        let wanted = who
+            .iter()
+            .filter(|(_, who)| of.is_some_and(|id| who.belongs_to(id)));
+        let wanted: Vec<u32> = wanted.map(|(number, _)| *number).collect();
         let steps = self.steps.iter().filter(|step| step.number > number);
         let mut named = Vec::new();
         let steps: Vec<_> = steps

@@ -58,6 +58,15 @@ impl Who {
         Id(hash)
     }
 
+    /// Whether it goes by this identity, or is a process of who does.
+    pub(crate) fn belongs_to(&self, id: Id) -> bool {
+        let workload = Self {
+            owner: Arc::clone(&self.owner),
+            process: None,
+        };
+        self.id() == id || workload.id() == id
+    }
+
     /// Some of the memory that it takes.
     pub(crate) fn bytes(&self) -> usize {
         let text: usize = self
@@ -126,6 +135,15 @@ pub(super) mod tests {
         for wrong in ["", "+000000000000001", "1", "00000000000000000", "g000000000000000"] {
             assert_eq!(Id::parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_process_belongs_to_its_workload() {
+        let who = |process| Who::of(&labels("/a", process));
+        assert!(who(Some("x")).belongs_to(who(Some("x")).id()));
+        assert!(who(Some("x")).belongs_to(who(None).id()));
+        assert!(!who(None).belongs_to(who(Some("x")).id()));
+        assert!(!who(Some("y")).belongs_to(who(Some("x")).id()));
     }
 
     #[test]
