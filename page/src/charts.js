@@ -85,6 +85,9 @@ function steppable(place, label, chart) {
 
 // ---- uPlot
 
+/** Lines that would not be seen: of a single step. */
+const POINTS = { show: (plot) => plot.data[0].length === 1, size: 5 };
+
 const AXIS_FONT = '11px system-ui, sans-serif';
 const AXIS_WIDTH = 52;
 const charts = new Set();
@@ -134,7 +137,7 @@ class Chart {
       width,
       height: this.height,
       legend: { show: false },
-      padding: [6, 4, 0, 0],
+      padding: [6, 16, 0, 0],
       cursor: {
         drag: { x: false, y: false },
         points: { show: false },
@@ -228,8 +231,8 @@ export class Heatmap extends Chart {
       }, 20, false),
       series: [
         {},
-        { stroke: () => color('--p50'), width: 1.25, points: { show: false }, spanGaps: false },
-        { stroke: () => color('--p99'), width: 1.75, points: { show: false }, spanGaps: false },
+        { stroke: () => color('--p50'), width: 1.25, points: POINTS, spanGaps: false },
+        { stroke: () => color('--p99'), width: 1.75, points: POINTS, spanGaps: false },
       ],
       hooks: { drawAxes: [(plot) => this.cells(plot)] },
     }, [[], [], []]);
@@ -325,7 +328,7 @@ export class Lines extends Chart {
         ...names.map((_, at) => ({
           stroke: () => color(colors[at]),
           width: 1.5,
-          points: { show: false },
+          points: POINTS,
           fill: names.length === 1 ? () => `${color(colors[at])}1f` : undefined,
         })),
       ],

@@ -19,6 +19,8 @@ const GAPS = 'sentry_gpu_starvation_gap_seconds';
 const OPERATIONS = ['all', 'read', 'write', 'flush', 'discard'];
 const REASONS = ['refused', 'timeout', 'unreachable', 'aborted', 'local', 'other'];
 
+const COUNTING = 'The first ten seconds are being counted.';
+
 const $ = (id) => document.getElementById(id);
 
 // ---- What the address says
@@ -57,7 +59,7 @@ let startedMs = null;
 
 async function read(path) {
   const answer = await fetch(`api/v1/${path}`, { signal: AbortSignal.timeout(PATIENCE_MS), credentials: 'same-origin' });
-  if (!answer.ok) throw new Error(answer.status === 401 ? 'it asks for a password: load the page again' : `it answers ${answer.status}`);
+  if (!answer.ok) throw new Error(answer.status === 401 ? 'It asks for a password: load the page again' : `It answers ${answer.status}`);
   return answer.json();
 }
 
@@ -94,7 +96,7 @@ async function poll() {
     table.update(workloads);
     show();
   } catch (error) {
-    failing = error.name === 'TimeoutError' ? `no answer within ${PATIENCE_MS / 1000} s` : error.name === 'TypeError' ? 'it cannot be reached' : error.message;
+    failing = error.name === 'TimeoutError' ? `No answer within ${PATIENCE_MS / 1000} s` : error.name === 'TypeError' ? 'It cannot be reached' : error.message;
   }
   reading = false;
   showLife();
@@ -197,7 +199,7 @@ function heatmapPanel(title, what, rateName) {
     none.hidden = !isEmpty;
     heat.hidden = isEmpty;
     lines.hidden = isEmpty;
-    none.textContent = store.steps.length === 0 ? 'The first ten seconds are being counted.' : 'None in the last 15 minutes.';
+    none.textContent = store.steps.length === 0 ? COUNTING : 'None in the last 15 minutes.';
     if (isEmpty || !hasCharts) return;
     made.charts[0].update(store, buckets);
     const perSecond = buckets.map((events, at) => (events ? total(events) : 0) / (store.steps[at].length_ms / 1000));
@@ -209,7 +211,7 @@ function heatmapPanel(title, what, rateName) {
 function linesPanel(title, label, options, text) {
   const keys = options.names.map((_, at) => key(options.colors[at]));
   const place = element('div', { class: 'chart' });
-  const none = element('p', { class: 'none' }, text);
+  const none = element('p', { class: 'none' });
   const whole = element('article', { class: 'panel' },
     element('header', {}, element('h3', {}, title), ...keys.map((one) => one.place)), none, place);
   const made = { whole, charts: [] };
@@ -217,6 +219,7 @@ function linesPanel(title, label, options, text) {
     if (made.charts.length === 0 && hasCharts) made.charts = [new Lines(place, label, options)];
     const isEmpty = store.steps.length === 0 || (text !== '' && values.every((steps) => steps.every((value) => value === 0)));
     none.hidden = !isEmpty;
+    none.textContent = store.steps.length === 0 ? COUNTING : text;
     place.hidden = isEmpty;
     keys.forEach((one, at) => {
       one.value.textContent = said[at];
@@ -238,8 +241,25 @@ function recentRate(store, counts) {
   return seconds ? minute.reduce((all, at) => all + counts[at], 0) / seconds : 0;
 }
 
+/** Whether a probe was asked for, and has not been turned off. */
+function isOn(name) {
+  const probe = status.probes.find((one) => one.probe === name);
+  return probe !== undefined && probe.verdict !== 'off';
+}
+
+function isOff(name) {
+  return `The probe ${name} is not among those that were asked for.`;
+}
+
 function showTcp(store) {
   const place = $('tcp-panels');
+  if (!isOn('tcp') && store.lanesOf(HANDSHAKE).length === 0) {
+    sweep(place);
+    $('tcp-note').textContent = isOff('tcp');
+    return;
+  }
+  const isShort = state.workload && store.steps.some((step) => step.left_out > 0);
+  $('tcp-note').textContent = isShort ? 'in busy steps quieter workloads have no history' : '';
   for (const [role, title] of [['client', 'Opened here (client)'], ['server', 'Accepted here (server)']]) {
     panel(place, `tcp ${role}`, () => heatmapPanel(title, 'durations of handshakes', role === 'client' ? 'connects' : 'accepts'))
       .update(store, store.histogram(HANDSHAKE, { role }));
@@ -268,7 +288,8 @@ function showDisk(store) {
       .update(store, store.histogram(DISK, { device, ...by }), ` · ${bytes(moved)}/s`);
   }
   sweep(place);
-  $('disk-note').textContent = devices.length > 0 ? '' : 'No disk I/O in the last 15 minutes.';
+  const none = store.steps.length === 0 ? COUNTING : 'No disk I/O in the last 15 minutes.';
+  $('disk-note').textContent = devices.length > 0 ? '' : isOn('disk') ? none : isOff('disk');
   $('operations').hidden = devices.length === 0;
   $('more-disks').hidden = devices.length <= DISKS_FEW;
   $('more-disks').textContent = allDisks ? `Show ${DISKS_FEW}` : `Show all ${devices.length} devices`;
@@ -351,11 +372,10 @@ function showGpu(store) {
     panel(place, 'gaps', () => heatmapPanel('Starvation gaps', 'lengths of gaps that ended', 'gaps')).update(store, gaps);
   }
   sweep(place);
-  const isOn = status?.probes.find((probe) => probe.probe === 'gpu');
   const none = state.workload ? 'It has not used CUDA in the last 15 minutes.' : 'No program has used CUDA in the last 15 minutes; programs are found as they start.';
   $('gpu-note').textContent = rows.length > TIMELINES_MAX
     ? `the ${TIMELINES_MAX} most starved of ${rows.length}`
-    : rows.length > 0 ? '' : isOn ? none : 'The probe gpu is not among those that were asked for.';
+    : rows.length > 0 ? '' : isOn('gpu') ? none : isOff('gpu');
 }
 
 // ---- The last minute
@@ -386,15 +406,18 @@ function showTiles(store) {
     const seconds = minute.reduce((all, at) => all + store.steps[at].length_ms, 0) / 1000;
     return { perSecond: seconds ? total(whole) / seconds : 0, p99: quantile(whole, 0.99) };
   };
+  const nothing = store.steps.length === 0;
+  const number = (probe, value) => (nothing || !isOn(probe) ? '–' : value);
+  const under = (probe, text) => (!isOn(probe) ? 'not asked for' : nothing ? 'counting' : text);
   const [client, server, disk] = [recent(HANDSHAKE, { role: 'client' }), recent(HANDSHAKE, { role: 'server' }), recent(DISK, {})];
-  tile('client', 'Connects', `${rate(client.perSecond)} /s`, `p99 ${duration(client.p99)}`);
+  tile('client', 'Connects', number('tcp', `${rate(client.perSecond)} /s`), under('tcp', `p99 ${duration(client.p99)}`));
   const failed = recentRate(store, store.counter(FAILURES, {}));
   const all = failed + client.perSecond;
-  tile('failed', 'Failed connects', `${rate(failed)} /s`, failed > 0 ? `${share(failed / all)} of all` : 'none', failed > 0 ? 'bad' : '');
-  tile('server', 'Accepts', `${rate(server.perSecond)} /s`, `p99 ${duration(server.p99)}`);
-  tile('disk', 'Disk I/O', `${rate(disk.perSecond)} /s`, `p99 ${duration(disk.p99)}`);
-  tile('bytes', 'Disk throughput', `${bytes(recentRate(store, store.counter(DISK_BYTES, {})))}/s`,
-    `read ${bytes(recentRate(store, store.counter(DISK_BYTES, { operation: 'read' })))}/s`);
+  tile('failed', 'Failed connects', number('tcp', `${rate(failed)} /s`), under('tcp', failed > 0 ? `${share(failed / all)} of all` : 'none'), failed > 0 ? 'bad' : '');
+  tile('server', 'Accepts', number('tcp', `${rate(server.perSecond)} /s`), under('tcp', `p99 ${duration(server.p99)}`));
+  tile('disk', 'Disk I/O', number('disk', `${rate(disk.perSecond)} /s`), under('disk', `p99 ${duration(disk.p99)}`));
+  const moved = (labels) => `${bytes(recentRate(store, store.counter(DISK_BYTES, labels)))}/s`;
+  tile('bytes', 'Disk throughput', number('disk', moved({})), under('disk', `read ${moved({ operation: 'read' })}`));
   const places = node.lately(MINUTE);
   let [present, starved] = [0, 0];
   for (const row of node.timelines(belongs)) {
@@ -406,7 +429,7 @@ function showTiles(store) {
     }
   }
   const starving = present ? starved / present : null;
-  tile('gpu', 'GPU starved', share(starving), present ? 'of the processes\u2019 time' : 'no GPU in use', starving > 0.2 ? 'warn' : '');
+  tile('gpu', 'GPU starved', share(starving), present ? 'of the processes\u2019 time' : under('gpu', 'no GPU in use'), starving > 0.2 ? 'warn' : '');
   const cpu = places.reduce((sum1, at) => sum1 + node.steps[at].agent.cpu_ns, 0)
     / Math.max(1, places.reduce((sum1, at) => sum1 + node.steps[at].length_ms * 1e6, 0));
   tile('cost', 'Sentry\u2019s cost', places.length ? share(cpu) : '–', `of a core, ${bytes(status.agent.resident_bytes)}`);
@@ -445,8 +468,8 @@ function showAgent() {
   }).update([
     ['Events lost', count(status.agent.events_lost ?? 0)],
     ['CPU time in all', duration(status.agent.cpu_seconds)],
-    ['History', `${bytes(status.history.bytes)}, ${status.history.steps} of ${status.history.steps_max} steps`],
-    ['Workloads left out of the last step', count(node.steps.at(-1)?.left_out ?? 0)],
+    ['History', `${bytes(status.history.bytes)}, ${status.history.steps}/${status.history.steps_max} steps`],
+    ['Left out of the last step', count(node.steps.at(-1)?.left_out ?? 0)],
     ['Open files', count(status.agent.open_files ?? 0)],
   ]);
   sweep(place);
@@ -467,10 +490,11 @@ function showEmpty() {
       place.replaceChildren(
         element('h3', {}, 'Nothing has happened yet'),
         element('p', {}, 'The probes are attached and wait. To see something:'),
-        element('ul', {},
-          element('li', {}, 'open a connection, as with ', code('curl http://localhost:9763/healthz'), ';'),
-          element('li', {}, 'read from a disk, as with ', code('dd if=/dev/sda of=/dev/null bs=1M count=100 iflag=direct'), ';'),
-          element('li', {}, 'start a CUDA program: it is found as it starts.')));
+        element('ul', {}, ...[
+          isOn('tcp') && element('li', {}, 'open a connection, as with ', code(`curl ${location.origin}/healthz`), ' on that host'),
+          isOn('disk') && element('li', {}, 'read from a disk, as with ', code('dd if=/dev/sda of=/dev/null bs=1M count=100 iflag=direct')),
+          isOn('gpu') && element('li', {}, 'start a CUDA program: it is found as it starts'),
+        ].filter(Boolean)));
     } else {
       place.replaceChildren(
         element('h3', {}, 'No probe is attached'),
@@ -505,8 +529,6 @@ function show() {
   showDisk(store);
   showGpu(store);
   showAgent();
-  const left = state.workload && store.steps.some((step) => step.left_out > 0) ? 'in busy steps quieter workloads have no history' : '';
-  $('tcp-note').textContent = left;
 }
 
 function choose(workload) {
