@@ -39,19 +39,21 @@ fn main() -> anyhow::Result<()> {
         files.extend(brought.map(|(file, name)| ((*name).to_owned(), library.join(file))));
     }
     files.sort();
-    let mut code = format!("const HAS_CHARTS: bool = {has_charts};\nconst FILES: &[File] = &[\n");
+    let mut listed = Vec::new();
     for (name, path) in files {
         // Filled in for each answer, so it is there as it is.
         if name == "index.html" {
             continue;
         }
-        let packed = out.join(&name);
-        let tag = pack(&path, &packed).with_context(|| path.display().to_string())?;
-        code += &format!(
-            "    File {{ name: {name:?}, tag: \"\\\"{tag:016x}\\\"\", packed: include_bytes!({packed:?}) }},\n"
-        );
+        let tag = pack(&path, &out.join(&name)).with_context(|| path.display().to_string())?;
+        listed.push(format!(
+            r#"File {{ name: {name:?}, tag: "\"{tag:016x}\"", packed: include_bytes!(concat!(env!("OUT_DIR"), "/", {name:?})) }}"#
+        ));
     }
-    code += "];\n";
+    let code = format!(
+        "const HAS_CHARTS: bool = {has_charts};\nconst FILES: &[File] = &[\n{}\n];\n",
+        listed.join(",\n")
+    );
     fs::write(out.join("page.rs"), code)?;
     Ok(())
 }

@@ -15,8 +15,8 @@ use std::{
 };
 
 use probes::{
-    BUCKETS, Cell, Cells, Histogram, Installed, Kernel, Metric, MetricKind, OwnCounter, Programs, Sample,
-    Series, SeriesError, SeriesKey, SeriesTable, Status, Workload,
+    BUCKETS, Cell, Cells, Histogram, Installed, Kernel, Metric, MetricKind, OwnCounter, Programs,
+    Sample, Series, SeriesError, SeriesKey, SeriesTable, Status, Workload,
     gpu::{Gpu, GpuError},
 };
 
@@ -317,12 +317,7 @@ impl Readings {
     }
 
     /// Reads the cells of some samples into their values, into the sums over all series, and into what came lately.
-    fn update(
-        &mut self,
-        samples: &mut [(Sample, Value)],
-        sums: &mut [Value],
-        recent: &mut Recent,
-    ) {
+    fn update(&mut self, samples: &mut [(Sample, Value)], sums: &mut [Value], recent: &mut Recent) {
         for (number, (sample, value)) in samples.iter_mut().enumerate() {
             match (sample.cell, value, &mut sums[sample.metric]) {
                 (Cell::Histogram(cell), Value::Histogram(totals), Value::Histogram(sum)) => {

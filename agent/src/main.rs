@@ -18,6 +18,7 @@ mod views;
 use std::{
     env,
     io::{IsTerminal, Write},
+    net::SocketAddr,
     os::fd::OwnedFd,
     process::ExitCode,
     sync::{Arc, Mutex},
@@ -164,12 +165,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     // cgroup ids -> names
     let names = Arc::new(name(config, cgroup_events, mounts)?);
     let news = Arc::new(Notify::new());
-    let readable = names.readable().context("cgroup events")?;
-    let follows = readable.is_some();
-    if let Some(readable) = readable {
-        let (names, news) = (Arc::clone(&names), Arc::clone(&news));
-        spawn("cgroups", move || follow_cgroups(&readable, &names, &news))?;
-    }
+    let follows = follow_names(&names, &news)?;
 
     // programs that use CUDA -> mapped tables
     let gpu = follower.as_ref().map(Follower::gpu);
@@ -189,13 +185,8 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     )));
     let history = Arc::new(Mutex::new(History::new(Instant::now())));
     let recorder = Recorder::new(Arc::clone(&history), config.procfs.clone());
-    tokio::spawn(maintain(
-        Arc::clone(&collector),
-        recorder,
-        names,
-        news,
-        follows,
-    ));
+    let upkeep = maintain(Arc::clone(&collector), recorder, names, news, follows);
+    tokio::spawn(upkeep);
     if std::io::stdout().is_terminal() {
         tokio::spawn(summarise(Arc::clone(&collector)));
     }
@@ -225,14 +216,13 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         stats: reloads,
     };
     tokio::spawn(reload::follow(reloader, hangup, requests));
-    let views = Views {
-        collector,
-        history,
-        metrics: Arc::clone(&metrics),
-        node: config.node.clone(),
-    };
     let exposed = Exposed {
-        views: Arc::new(views),
+        views: Arc::new(Views {
+            collector,
+            history,
+            metrics: Arc::clone(&metrics),
+            node: config.node.clone(),
+        }),
         reload: config.lifecycle.then_some(reload),
         readiness: Arc::new(Verdicts(statuses)),
         scrape: metrics,
@@ -241,11 +231,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         limits: Limits::default(),
         web: web.clone(),
     };
-    let tls = web.is_some_and(|web| web.current().tls.is_some());
-    let scheme = if tls { "https" } else { "http" };
-    let (address, path) = (listener.local_addr()?, &config.telemetry_path);
-    let took = started.elapsed().as_millis();
-    tracing::info!("serving {scheme}://{address}{path} after {took} ms");
+    announce(listener.local_addr()?, config, web.as_deref(), started);
     let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -258,6 +244,14 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+fn announce(address: SocketAddr, config: &Config, web: Option<&WebConfig>, started: Instant) {
+    let tls = web.is_some_and(|web| web.current().tls.is_some());
+    let scheme = if tls { "https" } else { "http" };
+    let path = &config.telemetry_path;
+    let took = started.elapsed().as_millis();
+    tracing::info!("serving {scheme}://{address}{path} after {took} ms");
 }
 
 /// Has the kernel count the runs of programs while what this gives is held, if the configuration wants it.
@@ -364,6 +358,16 @@ fn name(
             pod_labels: config.pod_labels.clone().into(),
         },
     }))
+}
+
+/// Starts the thread that follows cgroups, if the kernel tells of them; whether it does.
+fn follow_names(names: &Arc<Names>, news: &Arc<Notify>) -> anyhow::Result<bool> {
+    let Some(readable) = names.readable().context("cgroup events")? else {
+        return Ok(false);
+    };
+    let (names, news) = (Arc::clone(names), Arc::clone(news));
+    spawn("cgroups", move || follow_cgroups(&readable, &names, &news))?;
+    Ok(true)
 }
 
 /// Takes in the cgroups that come and go, and says when one has gone. Has a thread of its own, so

@@ -76,7 +76,10 @@ mod tests {
         assert!(usage.resident_bytes > 100_000, "{usage:?}");
         assert!(usage.open_fds >= 3, "{usage:?}");
         let resident = resident_bytes(Path::new("/proc")).unwrap();
-        assert!(resident.abs_diff(usage.resident_bytes) < 10_000_000, "{resident}");
+        assert!(
+            resident.abs_diff(usage.resident_bytes) < 10_000_000,
+            "{resident}"
+        );
         assert!(usage.start_time_seconds > 1.6e9, "{usage:?}");
     }
 }

@@ -176,7 +176,7 @@ fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
 /// Makes an answer of `/api` beside the server.
 async fn view(
     served: &Served,
-    make: impl FnOnce(&dyn View) -> Vec<u8> + Send + 'static,
+    look: impl FnOnce(&dyn View) -> Vec<u8> + Send + 'static,
 ) -> Response {
     let exposed = &served.exposed;
     let turn = Arc::clone(&served.views).acquire_owned();
@@ -187,7 +187,7 @@ async fn view(
     let views = Arc::clone(&exposed.views);
     let made = tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        make(&*views)
+        look(&*views)
     });
     match made.await {
         Ok(json) => {
@@ -464,7 +464,9 @@ mod tests {
         assert_eq!(
             page.matches("<script").count(),
             page.matches("<script src=\"-/page/").count()
-                + page.matches("<script type=\"module\" src=\"-/page/").count()
+                + page
+                    .matches("<script type=\"module\" src=\"-/page/")
+                    .count()
         );
         for inline in [" style=", "<style", " onload=", " onclick="] {
             assert!(!page.contains(inline), "{inline}");
@@ -507,7 +509,10 @@ mod tests {
         for (path, body) in [
             ("/api/v1/status", "{\"status\":0}".to_owned()),
             ("/api/v1/workloads", "{\"workloads\":0}".to_owned()),
-            ("/api/v1/history", "{\"since\":0,\"workload\":null}".to_owned()),
+            (
+                "/api/v1/history",
+                "{\"since\":0,\"workload\":null}".to_owned(),
+            ),
             (
                 "/api/v1/history?since=7&workload=00000000000000ff",
                 "{\"since\":7,\"workload\":\"00000000000000ff\"}".to_owned(),
@@ -580,14 +585,26 @@ mod tests {
             answer.text(),
             "not found; known paths are /, /a/m, /healthz, /readyz, /api/v1/status, /api/v1/workloads and /api/v1/history\n"
         );
-        assert!(client.get("/", "").text().contains("<a href=\"a/m\">/a/m</a>"));
+        assert!(
+            client
+                .get("/", "")
+                .text()
+                .contains("<a href=\"a/m\">/a/m</a>")
+        );
     }
 
     #[test]
     fn only_get_and_head() {
         let server = server();
         let mut client = Client::connect(server.address);
-        for path in ["/", "/metrics", "/healthz", "/readyz", "/api/v1/status", "/-/page/main.js"] {
+        for path in [
+            "/",
+            "/metrics",
+            "/healthz",
+            "/readyz",
+            "/api/v1/status",
+            "/-/page/main.js",
+        ] {
             for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"] {
                 client.request(method, path, "");
                 let answer = client.answer();

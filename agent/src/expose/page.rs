@@ -173,7 +173,11 @@ mod tests {
         for file in FILES.iter().filter(|file| !file.name.starts_with("uplot")) {
             let text = String::from_utf8(file.text()).unwrap();
             let namespace = "http://www.w3.org/2000/svg";
-            assert!(!text.replace(namespace, "").contains("://"), "{}", file.name);
+            assert!(
+                !text.replace(namespace, "").contains("://"),
+                "{}",
+                file.name
+            );
             for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "eval("] {
                 assert!(!text.contains(forbidden), "{}: {forbidden}", file.name);
             }

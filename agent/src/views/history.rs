@@ -218,7 +218,10 @@ impl History {
                 return;
             }
             let lane = Lane::of(seen);
-            let mut lanes = [&mut node, workloads.entry(Who::of(seen.labels)).or_default()];
+            let mut lanes = [
+                &mut node,
+                workloads.entry(Who::of(seen.labels)).or_default(),
+            ];
             if is_there {
                 for lanes in &mut lanes {
                     let present = Lane::present(lane.device.clone());
@@ -376,9 +379,8 @@ impl History {
 fn weight(lanes: &BTreeMap<Lane, Values>) -> u64 {
     let of_lane = |(lane, values): (&Lane, &Values)| match lane.kind {
         LaneKind::Nanoseconds => u64::MAX / 2,
-        LaneKind::Histogram => values.values().sum(),
         LaneKind::Counter if lane.metric.ends_with("_bytes_total") => 0,
-        LaneKind::Counter => values.values().sum(),
+        LaneKind::Histogram | LaneKind::Counter => values.values().sum(),
     };
     lanes.iter().map(of_lane).fold(0, u64::saturating_add)
 }
@@ -668,7 +670,11 @@ mod tests {
         };
         assert_eq!(
             values(&all),
-            [json!([[0, [3, 7, 89, 1]]]), json!([[0, [4, 300]]]), json!([])]
+            [
+                json!([[0, [3, 7, 89, 1]]]),
+                json!([[0, [4, 300]]]),
+                json!([])
+            ]
         );
         assert_eq!(all["latest"], 3);
         assert_eq!(all["steps"][1]["end_ms"], 20_000);
@@ -677,7 +683,10 @@ mod tests {
         assert_eq!(values(&fixture.since(3, None)), [] as [Json; 0]);
         // One workload alone; one that nobody has seen.
         let of_a = fixture.since(0, Some("/a"));
-        assert_eq!(values(&of_a), [json!([[0, [3, 2, 89, 1]]]), json!([]), json!([])]);
+        assert_eq!(
+            values(&of_a),
+            [json!([[0, [3, 2, 89, 1]]]), json!([]), json!([])]
+        );
         assert_eq!(of_a["known"], true);
         assert_eq!(fixture.since(0, Some("/c"))["known"], false);
     }

@@ -132,7 +132,13 @@ pub(super) mod tests {
         assert_eq!(Id::parse(text.trim_matches('"')), Some(id("/a", None)));
         // The same in each version: bookmarks hold it.
         assert_eq!(text, "\"d9bea74fd50c250b\"");
-        for wrong in ["", "+000000000000001", "1", "00000000000000000", "g000000000000000"] {
+        for wrong in [
+            "",
+            "+000000000000001",
+            "1",
+            "00000000000000000",
+            "g000000000000000",
+        ] {
             assert_eq!(Id::parse(wrong), None, "{wrong}");
         }
     }

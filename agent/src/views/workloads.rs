@@ -366,13 +366,19 @@ mod tests {
         assert_eq!(web["tcp"]["client"]["per_second"], 10.0);
         // Within the bucket from 1 s to 2^(1/4) s.
         assert_eq!(web["tcp"]["client"]["p50_seconds"], 1.091);
-        assert_eq!(web["tcp"]["failures"], json!({"total": 6, "per_second": 0.4}));
+        assert_eq!(
+            web["tcp"]["failures"],
+            json!({"total": 6, "per_second": 0.4})
+        );
         assert_eq!(web["disk"], Json::Null);
         assert_eq!(web["gpu"], Json::Null);
         assert_eq!(job["gpu"]["starved_share"], 0.25);
         assert_eq!(job["gpu"]["idle_share"], Json::Null);
         assert_eq!(job["gpu"]["allocated_bytes"], 4096);
-        assert_eq!((&answer["now_ms"], &answer["window_ms"]), (&json!(5), &json!(10_000)));
+        assert_eq!(
+            (&answer["now_ms"], &answer["window_ms"]),
+            (&json!(5), &json!(10_000))
+        );
     }
 
     #[test]
@@ -382,7 +388,14 @@ mod tests {
                 for number in 0..ROWS_MAX as u64 + 5 {
                     let labels = labels(&format!("/{number}"), None);
                     let name = "sentry_tcp_connect_failures_total";
-                    seen(each, name, &labels, &[], &Value::Counter(9), &[(0, number + 1)]);
+                    seen(
+                        each,
+                        name,
+                        &labels,
+                        &[],
+                        &Value::Counter(9),
+                        &[(0, number + 1)],
+                    );
                 }
             },
             0,

@@ -45,7 +45,9 @@ fn missing() -> Option<&'static str> {
         return Some("no /usr/bin/chromium, and SENTRY_CHROMIUM names none");
     }
     if !tests().join("../node_modules/playwright-core").exists() {
-        return Some("no page/node_modules; `npm ci` in page/ brings them, and `make test` calls it");
+        return Some(
+            "no page/node_modules; `npm ci` in page/ brings them, and `make test` calls it",
+        );
     }
     None
 }
