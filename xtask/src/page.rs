@@ -6,7 +6,8 @@ use anyhow::{Context, ensure};
 
 use crate::{step, succeeds, words};
 
-const LOCK: &str = "page/package-lock.json";
+/// What npm is to bring, by version and hash.
+pub(crate) const LOCK: &str = "page/package-lock.json";
 const MODULES: &str = "page/node_modules";
 
 /// Brings the charts' library, for a build that may do without.

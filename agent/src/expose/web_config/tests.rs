@@ -497,7 +497,15 @@ const ENCRYPTED: &str = "tls_server_config: {SERVER}\n";
 #[test]
 fn tls_and_a_password() {
     let secured = Secured::start(&format!("{ENCRYPTED}{}", user("alice", "right")));
-    for path in ["/", "/healthz", "/readyz", "/metrics", "/nonsense"] {
+    for path in [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/api/v1/status",
+        "/-/page/main.js",
+        "/nonsense",
+    ] {
         let config = client_config(&secured.authority, None);
         let mut client = Client::over(session(secured.server.address, &config));
         let refused = client.get(path, "");
