@@ -128,10 +128,14 @@ function showLife() {
   if ($('state-text').textContent !== text) $('state-text').textContent = text;
   $('alert').hidden = !isStale;
   if (isStale) {
-    const since = silent === null
-      ? 'The agent does not answer'
-      : `The agent has not answered for ${ago(silent)}; what you see is of ${clock(answeredAt)}`;
-    $('alert').textContent = `${since}. ${failing ?? ''}${failing ? '. ' : ''}Asked again every ${POLL_MS / 1000} s.`;
+    const said = [
+      silent === null ? 'The agent does not answer' : `The agent does not answer; what you see is of ${clock(answeredAt)}`,
+      ...(failing ? [failing] : []),
+      `It is asked again every ${POLL_MS / 1000} s`,
+    ].join('. ');
+    // Said once, and not each second.
+    if ($('alert-text').textContent !== `${said}.`) $('alert-text').textContent = `${said}.`;
+    $('alert-since').textContent = silent === null ? '' : `Last answer ${ago(silent)} ago.`;
   }
   document.title = isStale ? 'Sentry (no answer)' : status?.node ? `${status.node} · Sentry` : 'Sentry';
 }

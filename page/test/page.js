@@ -156,7 +156,7 @@ const scenarios = {
     await once(process.stdin, 'data');
     const alert = page.locator('#alert');
     await alert.waitFor({ state: 'visible', ...PATIENCE });
-    assert.match(await alert.textContent(), /^The agent has not answered for \d+ s; what you see is of \d\d:\d\d:\d\d\. It cannot be reached\. Asked again every 5 s\.$/);
+    assert.match(await alert.textContent(), /^The agent does not answer; what you see is of \d\d:\d\d:\d\d\. It cannot be reached\. It is asked again every 5 s\. Last answer \d+ s ago\.$/);
     assert.ok(await page.locator('body.stale').count() === 1);
     assert.match(await page.title(), /no answer/);
     // The browser's own complaint that nobody answers is right.
