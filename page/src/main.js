@@ -433,7 +433,7 @@ function showTiles(store) {
     }
   }
   const starving = present ? starved / present : null;
-  tile('gpu', 'GPU starved', share(starving), present ? 'of the processes\u2019 time' : under('gpu', 'no GPU in use'), starving > 0.2 ? 'warn' : '');
+  tile('gpu', 'GPU starved', share(starving), present ? 'of process time' : under('gpu', 'no GPU in use'), starving > 0.2 ? 'warn' : '');
   const cpu = places.reduce((sum1, at) => sum1 + node.steps[at].agent.cpu_ns, 0)
     / Math.max(1, places.reduce((sum1, at) => sum1 + node.steps[at].length_ms * 1e6, 0));
   tile('cost', 'Sentry\u2019s cost', places.length ? share(cpu) : '–', `of a core, ${bytes(status.agent.resident_bytes)}`);

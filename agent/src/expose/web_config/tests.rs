@@ -535,7 +535,7 @@ fn tls_and_a_password() {
     );
     assert_eq!(
         secured.authentication_failures(),
-        [("missing", 5), ("unknown_user", 1), ("wrong_password", 5)]
+        [("missing", 7), ("unknown_user", 1), ("wrong_password", 7)]
     );
     secured.expect_handshake_failures(&[]);
     assert_eq!(secured.reads(), (true, 0));
