@@ -24,8 +24,9 @@ fn main() -> anyhow::Result<()> {
     let sources = page.join("src");
     let library = page.join("node_modules/uplot");
     println!("cargo::rerun-if-changed={}", sources.display());
-    // Watched even while it is not there: a build after `npm ci` takes it in.
-    println!("cargo::rerun-if-changed={}", library.display());
+    // Cargo takes what is not there for changed, each time; a build after `npm ci` must take it in all the same.
+    let watched = if library.exists() { &library } else { &page };
+    println!("cargo::rerun-if-changed={}", watched.display());
 
     let mut files = Vec::new();
     for entry in fs::read_dir(&sources).with_context(|| sources.display().to_string())? {
