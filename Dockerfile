@@ -31,7 +31,7 @@ ADD sentry.tar /
 FROM ${RUST} AS build
 WORKDIR /sentry
 COPY xtask/packages.txt xtask/install.sh xtask/
-RUN sh xtask/install.sh && apt-get update -qq \
+RUN sh xtask/install.sh page && apt-get update -qq \
     && apt-get install -qq --no-install-recommends libcap2-bin >/dev/null \
     && rm -rf /var/lib/apt/lists/*
 COPY . .

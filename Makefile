@@ -21,11 +21,11 @@ demo: ## the agent in a virtual machine with a load, to look at with a browser
 	@cargo xtask demo
 
 test: ## all that must pass: lint and every test, on this kernel and on others
-	$(prepare) test vm
+	$(prepare) test vm page browser
 	@cargo xtask test
 
 test-fast: ## the same on this kernel alone
-	$(prepare) test
+	$(prepare) test page browser
 	@cargo xtask test-fast
 
 vm: ## the tests on other kernels, in virtual machines; RUN=5.10 takes that kernel alone
@@ -61,7 +61,7 @@ soak: ## a minute each of connect and read storms, and 10,000 containers in ten 
 	@cargo xtask soak
 
 release: ## the agent as one static file
-	$(prepare)
+	$(prepare) page
 	@cargo xtask release
 
 image: ## the container image, built by docker, podman or buildah; SOURCE=URL for its label
@@ -69,7 +69,7 @@ image: ## the container image, built by docker, podman or buildah; SOURCE=URL fo
 	@cargo xtask image
 
 image-prebuilt: ## the same from a program built here, so that no other image is needed
-	$(prepare)
+	$(prepare) page
 	@cargo xtask image --prebuilt
 
 sbom: ## the agent's crates as a bill of materials, target/sentry.cdx.json
@@ -77,7 +77,7 @@ sbom: ## the agent's crates as a bill of materials, target/sentry.cdx.json
 	@cargo xtask sbom
 
 install: ## install agent and systemd unit beneath PREFIX; DESTDIR is honoured
-	$(prepare)
+	$(prepare) page
 	@cargo xtask install
 
 clean: ## remove what was built

@@ -17,6 +17,11 @@ done
 missing=
 if command -v dpkg-query >/dev/null; then
 	for package in $wanted; do
+		# Node.js often comes from elsewhere and brings npm, which is then in conflict with Debian's.
+		case $package in
+		nodejs) ! command -v node >/dev/null || continue ;;
+		npm) ! command -v npm >/dev/null || continue ;;
+		esac
 		status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null) || :
 		[ "$status" = installed ] || missing="$missing $package"
 	done

@@ -5,6 +5,7 @@
 
 mod exemplars;
 mod gpu;
+pub(crate) mod recent;
 
 use std::{
     borrow::Cow,
@@ -15,13 +16,16 @@ use std::{
 };
 
 use probes::{
-    BUCKETS, Cell, Cells, Histogram, Installed, Kernel, MetricKind, OwnCounter, Programs, Sample,
-    Series, SeriesError, SeriesKey, SeriesTable, Status, Workload,
+    BUCKETS, Cell, Cells, Histogram, Installed, Kernel, Metric, MetricKind, OwnCounter, Programs,
+    Sample, Series, SeriesError, SeriesKey, SeriesTable, Status, Workload,
     gpu::{Gpu, GpuError},
 };
 
 pub(crate) use self::exemplars::{Exemplar, Exemplars, OpenError};
-use self::gpu::{Clock, ProcessTotals, Renames};
+use self::{
+    gpu::{Clock, ProcessTotals, Renames},
+    recent::{Gain, Recent},
+};
 use crate::{
     config::Config,
     enrich::{
@@ -204,12 +208,31 @@ pub(crate) struct Shown<'a> {
     pub(crate) exemplars: Vec<&'a Exemplar>,
 }
 
+/// A value as the views see it, with what it has gained lately.
+#[derive(Debug)]
+pub(crate) struct Seen<'a> {
+    pub(crate) metric: &'static Metric,
+    pub(crate) labels: &'a Labels,
+    /// Its further labels.
+    pub(crate) own: &'a [(&'static str, &'a str)],
+    pub(crate) value: &'a Value,
+    /// Since the running step began.
+    pub(crate) now: &'a [Gain],
+    /// In the step before.
+    pub(crate) last: &'a [Gain],
+    /// Living processes whose value it is, where the probe tells processes apart.
+    pub(crate) processes: u32,
+    /// Whether its workload is there.
+    pub(crate) lives: bool,
+}
+
 /// A series and its values.
 #[derive(Debug)]
 pub(crate) struct Tracked {
     pub(crate) probe: usize,
     pub(crate) labels: Labels,
     pub(crate) samples: Vec<(Sample, Value)>,
+    recent: Recent,
     series: Series,
     /// How much of its owner is known.
     certainty: Certainty,
@@ -238,6 +261,7 @@ impl Tracked {
                 ..self.labels.clone()
             },
             samples: std::mem::replace(&mut self.samples, zeros),
+            recent: Recent::default(),
             series: self.series,
             certainty: Certainty::Full,
             device_known: false,
@@ -299,19 +323,21 @@ impl Readings {
         &self.delta
     }
 
-    /// Reads the cells of some samples into their values, and into the sums over all series.
-    fn update(&mut self, samples: &mut [(Sample, Value)], sums: &mut [Value]) {
-        for (sample, value) in samples {
+    /// Reads the cells of some samples into their values, into the sums over all series, and into what came lately.
+    fn update(&mut self, samples: &mut [(Sample, Value)], sums: &mut [Value], recent: &mut Recent) {
+        for (number, (sample, value)) in samples.iter_mut().enumerate() {
             match (sample.cell, value, &mut sums[sample.metric]) {
                 (Cell::Histogram(cell), Value::Histogram(totals), Value::Histogram(sum)) => {
                     let delta = self.histogram(cell);
                     totals.add(delta);
                     sum.add(delta);
+                    recent.add_buckets(number, &delta.buckets);
                 }
                 (Cell::Counter(cell), Value::Counter(total), Value::Counter(sum)) => {
                     let delta = self.counter(cell);
                     *total += delta;
                     *sum += delta;
+                    recent.add(number, 0, delta);
                 }
                 // A probe's samples are of its metrics' kinds: its own tests hold it to that.
                 _ => debug_assert!(false, "a sample of another kind than its metric"),
@@ -409,6 +435,7 @@ impl std::fmt::Debug for Table {
 pub(crate) struct Probe {
     pub(crate) installed: Installed,
     pub(crate) other: Vec<(Sample, Value)>,
+    recent: Recent,
     /// One value a metric.
     pub(crate) sums: Vec<Value>,
 }
@@ -453,6 +480,7 @@ impl Collector {
             .into_iter()
             .map(|installed| Probe {
                 other: fresh(installed.other()),
+                recent: Recent::default(),
                 sums: installed
                     .probe
                     .metrics
@@ -700,7 +728,8 @@ impl Collector {
             self.devices.forget();
         }
         for probe in &mut self.probes {
-            self.readings.update(&mut probe.other, &mut probe.sums);
+            self.readings
+                .update(&mut probe.other, &mut probe.sums, &mut probe.recent);
         }
         let mut left = Vec::new();
         let mut look = self.names.look();
@@ -718,7 +747,8 @@ impl Collector {
             tracked.shown |= renames.shown;
             match tracked.life {
                 Life::Live => {
-                    self.readings.update(&mut tracked.samples, sums);
+                    self.readings
+                        .update(&mut tracked.samples, sums, &mut tracked.recent);
                     if tracked.certainty == Certainty::Unknown {
                         outcome.unknown.push(workload);
                     }
@@ -736,7 +766,8 @@ impl Collector {
                     }
                 }
                 Life::Resting(since) if now.duration_since(since) >= QUARANTINE => {
-                    self.readings.update(&mut tracked.samples, sums);
+                    self.readings
+                        .update(&mut tracked.samples, sums, &mut tracked.recent);
                     // Cells that could not be given back are lost; their values are not.
                     tracked.life = Life::Retained(now);
                     if let Err(error) = self.table.0.free(&tracked.series) {
@@ -796,7 +827,11 @@ impl Collector {
                 }
                 // Back after its removal: the totals go on, and the old cells rest on.
                 if let Life::Resting(since) = tracked.life {
-                    self.readings.update(&mut tracked.samples, &mut probe.sums);
+                    self.readings.update(
+                        &mut tracked.samples,
+                        &mut probe.sums,
+                        &mut tracked.recent,
+                    );
                     self.resting.push((since, tracked.series));
                 }
                 tracked.series = series;
@@ -831,6 +866,7 @@ impl Collector {
                     probe: index,
                     labels,
                     samples: fresh(samples),
+                    recent: Recent::default(),
                     series,
                     certainty: named.certainty,
                     device_known,
@@ -1006,6 +1042,57 @@ impl Collector {
                 begun: tracked.begun,
             })
             .collect()
+    }
+
+    /// Shows every value there is, with what it has gained lately. Several may have the same labels.
+    pub(crate) fn see(&self, each: &mut dyn FnMut(&Seen)) {
+        let nobody = Labels {
+            owner: self.names.other().owner,
+            process: None,
+            device: None,
+        };
+        let others = self.probes.iter().enumerate();
+        let others =
+            others.map(|(index, probe)| (index, &nobody, &probe.other, &probe.recent, true));
+        let series = self.series.values().map(|tracked| {
+            let lives = matches!(tracked.life, Life::Live);
+            let Tracked {
+                probe,
+                labels,
+                samples,
+                recent,
+                ..
+            } = tracked;
+            (*probe, labels, samples, recent, lives)
+        });
+        for (probe, labels, samples, recent, lives) in series.chain(others) {
+            let metrics = self.probes[probe].installed.probe.metrics;
+            for (number, (sample, value)) in samples.iter().enumerate() {
+                each(&Seen {
+                    metric: &metrics[sample.metric],
+                    labels,
+                    own: &sample.labels,
+                    value,
+                    now: recent.now(number),
+                    last: recent.last(number),
+                    processes: 0,
+                    lives,
+                });
+            }
+        }
+        if let Some(GpuProcesses { probe, totals, .. }) = &self.gpu {
+            totals.see(self.probes[*probe].installed.probe.metrics, each);
+        }
+    }
+
+    /// Ends the running step of what came lately, and begins another.
+    pub(crate) fn turn(&mut self) {
+        let probes = self.probes.iter_mut().map(|probe| &mut probe.recent);
+        let series = self.series.values_mut().map(|tracked| &mut tracked.recent);
+        probes.chain(series).for_each(Recent::turn);
+        if let Some(GpuProcesses { totals, .. }) = &mut self.gpu {
+            totals.turn();
+        }
     }
 
     /// The verdicts in the probes' order, for those who must not wait for a collection.

@@ -13,10 +13,12 @@ mod log;
 mod privileges;
 mod reload;
 mod summary;
+mod views;
 
 use std::{
     env,
     io::{IsTerminal, Write},
+    net::SocketAddr,
     os::fd::OwnedFd,
     process::ExitCode,
     sync::{Arc, Mutex},
@@ -51,6 +53,7 @@ use crate::{
     privileges::{PrivilegesError, Reloads},
     reload::Reloader,
     summary::Summary,
+    views::{Recorder, Views, history::History},
 };
 
 /// How often totals are read when nobody scrapes: a bucket wraps in 71 minutes at a million
@@ -157,12 +160,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     // cgroup ids -> names
     let names = Arc::new(name(config, cgroup_events, mounts)?);
     let news = Arc::new(Notify::new());
-    let readable = names.readable().context("cgroup events")?;
-    let follows = readable.is_some();
-    if let Some(readable) = readable {
-        let (names, news) = (Arc::clone(&names), Arc::clone(&news));
-        spawn("cgroups", move || follow_cgroups(&readable, &names, &news))?;
-    }
+    let follows = follow_names(&names, &news)?;
 
     // programs that use CUDA -> mapped tables
     let gpu = follower.as_ref().map(Follower::gpu);
@@ -180,7 +178,10 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         Arc::clone(&names),
         config,
     )));
-    tokio::spawn(maintain(Arc::clone(&collector), names, news, follows));
+    let history = Arc::new(Mutex::new(History::new(Instant::now())));
+    let recorder = Recorder::new(Arc::clone(&history), config.procfs.clone());
+    let upkeep = maintain(Arc::clone(&collector), recorder, names, news, follows);
+    tokio::spawn(upkeep);
     if std::io::stdout().is_terminal() {
         tokio::spawn(summarise(Arc::clone(&collector)));
     }
@@ -203,7 +204,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         started: config.probes.clone(),
         current: config.clone(),
         load: Box::new(load_anew),
-        collector,
+        collector: Arc::clone(&collector),
         metrics: Arc::clone(&metrics),
         web: web.clone(),
         log,
@@ -211,6 +212,12 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     };
     tokio::spawn(reload::follow(reloader, hangup, requests));
     let exposed = Exposed {
+        views: Arc::new(Views {
+            collector,
+            history,
+            metrics: Arc::clone(&metrics),
+            node: config.node.clone(),
+        }),
         reload: config.lifecycle.then_some(reload),
         readiness: Arc::new(Verdicts(statuses)),
         scrape: metrics,
@@ -219,11 +226,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         limits: Limits::default(),
         web: web.clone(),
     };
-    let tls = web.is_some_and(|web| web.current().tls.is_some());
-    let scheme = if tls { "https" } else { "http" };
-    let (address, path) = (listener.local_addr()?, &config.telemetry_path);
-    let took = started.elapsed().as_millis();
-    tracing::info!("serving {scheme}://{address}{path} after {took} ms");
+    announce(listener.local_addr()?, config, web.as_deref(), started);
     let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -244,6 +247,14 @@ fn say_verdicts(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
     let statuses: Vec<_> = statuses.collect();
     statuses.iter().for_each(log::verdict);
     Ok(attach::forced_hooks_left_something(config, &statuses)?)
+}
+
+fn announce(address: SocketAddr, config: &Config, web: Option<&WebConfig>, started: Instant) {
+    let tls = web.is_some_and(|web| web.current().tls.is_some());
+    let scheme = if tls { "https" } else { "http" };
+    let path = &config.telemetry_path;
+    let took = started.elapsed().as_millis();
+    tracing::info!("serving {scheme}://{address}{path} after {took} ms");
 }
 
 /// Has the kernel count the runs of programs while what this gives is held, if the configuration wants it.
@@ -352,6 +363,16 @@ fn name(
     }))
 }
 
+/// Starts the thread that follows cgroups, if the kernel tells of them; whether it does.
+fn follow_names(names: &Arc<Names>, news: &Arc<Notify>) -> anyhow::Result<bool> {
+    let Some(readable) = names.readable().context("cgroup events")? else {
+        return Ok(false);
+    };
+    let (names, news) = (Arc::clone(names), Arc::clone(news));
+    spawn("cgroups", move || follow_cgroups(&readable, &names, &news))?;
+    Ok(true)
+}
+
 /// Takes in the cgroups that come and go, and says when one has gone. Has a thread of its own, so
 /// that the small ring is emptied whatever else goes on.
 fn follow_cgroups(readable: &OwnedFd, names: &Names, news: &Notify) {
@@ -381,34 +402,35 @@ fn follow_gpu(mut follower: Follower, news: &Notify) {
     }
 }
 
-/// Keeps totals current without a scrape, and gives the places of gone workloads back.
+/// Keeps totals current without a scrape, records them in the history, and gives the places of gone workloads back.
 async fn maintain(
     collector: Arc<Mutex<Collector>>,
+    recorder: Recorder,
     names: Arc<Names>,
     news: Arc<Notify>,
     follows: bool,
 ) {
     let mut lost = 0;
     let mut walked = Instant::now();
+    let recorder = Arc::new(Mutex::new(recorder));
     loop {
-        let pass = Arc::clone(&collector);
+        let (pass, record) = (Arc::clone(&collector), Arc::clone(&recorder));
         let pass = tokio::task::spawn_blocking(move || {
             let mut collector = lock(&pass);
             collector.attach_fallbacks();
-            (
-                collector.collect(Instant::now(), Occasion::Upkeep),
-                collector.cgroup_events_lost(),
-            )
+            let outcome = collector.collect(Instant::now(), Occasion::Upkeep);
+            let left = lock(&record).record(&mut collector);
+            (outcome, collector.cgroup_events_lost(), left)
         });
-        let (outcome, lost_now) = match pass.await {
-            Ok((Ok(outcome), lost_now)) => (outcome, lost_now),
-            Ok((Err(error), _)) => {
+        let (outcome, lost_now, left) = match pass.await {
+            Ok((Ok(outcome), lost_now, left)) => (outcome, lost_now, left),
+            Ok((Err(error), _, left)) => {
                 tracing::error!(%error, "series cannot be kept in order");
-                (collect::Outcome::default(), lost)
+                (collect::Outcome::default(), lost, left)
             }
             Err(error) => {
                 tracing::error!(%error, "a collection was cut off");
-                (collect::Outcome::default(), lost)
+                (collect::Outcome::default(), lost, COLLECT_INTERVAL)
             }
         };
         let stale = !follows || lost_now != lost || !outcome.unknown.is_empty();
@@ -423,7 +445,7 @@ async fn maintain(
         if outcome.unfinished || walks {
             tokio::time::sleep(RECYCLE_INTERVAL).await;
         } else {
-            let timer = tokio::time::timeout(COLLECT_INTERVAL, news.notified());
+            let timer = tokio::time::timeout(left.min(COLLECT_INTERVAL), news.notified());
             if timer.await.is_ok() {
                 tokio::time::sleep(RECYCLE_INTERVAL).await;
             }

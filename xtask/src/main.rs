@@ -6,6 +6,7 @@ mod cuda;
 mod grafana;
 mod image;
 mod kubernetes;
+mod page;
 mod prometheus;
 mod promql;
 mod pypi;
@@ -76,6 +77,7 @@ fn perform(args: &[&str]) -> anyhow::Result<()> {
 }
 
 fn run(flags: &[&str]) -> anyhow::Result<()> {
+    page::charts();
     let agent = |arguments: &str| -> anyhow::Result<Command> {
         let mut cargo = cargo_as_root()?;
         cargo.args(words(&format!(
@@ -101,6 +103,7 @@ fn run(flags: &[&str]) -> anyhow::Result<()> {
 
 /// The agent at work in a virtual machine.
 fn demo() -> anyhow::Result<()> {
+    page::charts();
     let folder = static_programs()?;
     let mut demo = cargo();
     demo.args(words(
@@ -124,6 +127,8 @@ fn vm(flags: &[&str]) -> anyhow::Result<()> {
 /// Everything that must pass. Advisories change with the world and not with the tree, so they are
 /// left to `lint`.
 fn test() -> anyhow::Result<()> {
+    // Before anything is built, so that all of it is built once.
+    page::all()?;
     lint(&["licenses", "bans", "sources"])?;
     let prometheus = prometheus::newest()?;
     prometheus::check(prometheus.as_deref())?;
@@ -233,6 +238,7 @@ fn soak() -> anyhow::Result<()> {
 
 /// The agent as it is released: one file that needs no other. Where it is.
 fn release() -> anyhow::Result<PathBuf> {
+    page::charts();
     let mut build = static_cargo("build", "release")?;
     step(
         "agent, static",

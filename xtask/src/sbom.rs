@@ -8,9 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{cargo, host, step, succeeds, target_folder, words};
+use crate::{cargo, host, page, step, succeeds, target_folder, words};
 
 /// What makes it, by name and version.
 const TOOL: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
@@ -44,7 +44,9 @@ pub(crate) fn write() -> anyhow::Result<PathBuf> {
     let tree = tree.args(["--target", &target]).output()?;
     ensure!(tree.status.success(), "cargo tree failed");
     let crates = crates(&String::from_utf8(tree.stdout)?);
-    let bill = prune(serde_json::from_str(&text)?, &crates)?;
+    let mut bill = prune(serde_json::from_str(&text)?, &crates)?;
+    let lock = fs::read_to_string(page::LOCK).context(page::LOCK)?;
+    add_charts(&mut bill, &serde_json::from_str(&lock)?)?;
     let path = target_folder().join("sentry.cdx.json");
     fs::write(&path, serde_json::to_string_pretty(&bill)? + "\n")
         .with_context(|| path.display().to_string())?;
@@ -104,6 +106,30 @@ fn prune(mut bill: Value, crates: &BTreeSet<String>) -> anyhow::Result<Value> {
         "the bill of materials lacks {missing:?}"
     );
     Ok(bill)
+}
+
+/// Adds the library of the page's charts, which is no crate and part of the program all the same.
+fn add_charts(bill: &mut Value, lock: &Value) -> anyhow::Result<()> {
+    let package = &lock["packages"]["node_modules/uplot"];
+    let version = package["version"]
+        .as_str()
+        .context("no uplot in the lock")?;
+    let reference = format!("pkg:npm/uplot@{version}");
+    let components = bill["components"].as_array_mut().context("no components")?;
+    components.push(json!({
+        "type": "library",
+        "bom-ref": reference,
+        "name": "uplot",
+        "version": version,
+        "scope": "required",
+        "licenses": [{"expression": package["license"]}],
+        "purl": reference,
+    }));
+    let dependencies = bill["dependencies"].as_array_mut();
+    dependencies
+        .context("no dependencies")?
+        .push(json!({ "ref": reference }));
+    Ok(())
 }
 
 /// The tool, which is built once, into the user's folder for such things.
@@ -169,6 +195,21 @@ mod tests {
             pruned["dependencies"],
             serde_json::json!([{"ref": "s", "dependsOn": ["f"]}, {"ref": "f", "dependsOn": []}])
         );
+    }
+
+    #[test]
+    fn what_npm_brings_is_in_it() {
+        let lock =
+            json!({"packages": {"node_modules/uplot": {"version": "1.6.32", "license": "MIT"}}});
+        let mut bill = bill();
+        add_charts(&mut bill, &lock).unwrap();
+        assert_eq!(bill["components"][2]["purl"], "pkg:npm/uplot@1.6.32");
+        assert_eq!(bill["components"][2]["licenses"][0]["expression"], "MIT");
+        assert_eq!(
+            bill["dependencies"][3],
+            json!({"ref": "pkg:npm/uplot@1.6.32"})
+        );
+        assert!(add_charts(&mut bill, &json!({})).is_err());
     }
 
     #[test]

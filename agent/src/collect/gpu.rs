@@ -7,11 +7,11 @@ use std::{
 };
 
 use probes::{
-    Workload,
+    Metric, Workload,
     gpu::{Process, Reading, ReadingValue},
 };
 
-use super::{Labels, Outcome, QUARANTINE, REMAINDER, Shown, Totals, Value};
+use super::{Labels, Outcome, QUARANTINE, REMAINDER, Seen, Shown, Totals, Value, recent::Recent};
 use crate::enrich::names::{Certainty, Named};
 
 /// The process of those that found no place in the table.
@@ -75,6 +75,9 @@ struct Known {
 struct Total {
     value: Value,
     labels: Labels,
+    recent: Recent,
+    /// Processes that have it, and lived at the last collection.
+    processes: u32,
     certainty: Certainty,
     /// When a living process last had it, or it last changed.
     touched: Instant,
@@ -97,6 +100,9 @@ impl ProcessTotals {
         sums: &mut [Value],
         outcome: &mut Outcome,
     ) -> Vec<Process> {
+        for total in self.totals.values_mut() {
+            total.processes = 0;
+        }
         let totals = self.totals.values_mut().map(|total| &mut total.value);
         for value in totals.chain(sums.iter_mut()) {
             if let Value::Gauge(value) = value {
@@ -178,6 +184,8 @@ impl ProcessTotals {
                 Total {
                     value: gained.zero(),
                     labels,
+                    recent: Recent::default(),
+                    processes: 0,
                     certainty: named.certainty,
                     touched: now,
                     begun: looked,
@@ -186,6 +194,14 @@ impl ProcessTotals {
             });
             if !process.exited || !gained.is_zero() {
                 total.touched = now;
+            }
+            total.processes += u32::from(!process.exited);
+            match &gained {
+                Value::Histogram(gained) => total.recent.add_buckets(0, &gained.buckets),
+                Value::Counter(gained) | Value::CounterNs(gained) => {
+                    total.recent.add(0, 0, *gained);
+                }
+                Value::Gauge(_) => {}
             }
             total.value.add(&gained);
         }
@@ -251,6 +267,8 @@ impl ProcessTotals {
             let total = Total {
                 value,
                 labels,
+                recent: Recent::default(),
+                processes: 0,
                 certainty: Certainty::Full,
                 touched: now,
                 begun,
@@ -295,6 +313,31 @@ impl ProcessTotals {
         if let Some((_, heir)) = heir {
             heir.value.add(&dropped.value);
             heir.begun = heir.begun.min(dropped.begun);
+        }
+    }
+
+    /// Shows every total, with what it has gained lately.
+    pub(super) fn see(&self, metrics: &'static [Metric], each: &mut dyn FnMut(&Seen)) {
+        for (key, total) in &self.totals {
+            let own = key.own.iter().map(|(label, value)| (*label, &**value));
+            let own: Vec<_> = own.collect();
+            each(&Seen {
+                metric: &metrics[key.metric],
+                labels: &total.labels,
+                own: &own,
+                value: &total.value,
+                now: total.recent.now(0),
+                last: total.recent.last(0),
+                processes: total.processes,
+                lives: total.processes > 0,
+            });
+        }
+    }
+
+    /// Ends the running step of what came lately.
+    pub(super) fn turn(&mut self) {
+        for total in self.totals.values_mut() {
+            total.recent.turn();
         }
     }
 
@@ -360,7 +403,7 @@ fn gain(last: &mut ReadingValue, now: &ReadingValue) -> Value {
 mod tests {
     use std::{sync::Arc, time::UNIX_EPOCH};
 
-    use super::*;
+    use super::{super::recent::Gain, *};
     use crate::enrich::names::Owner;
 
     const LAUNCHES: usize = 0;
@@ -535,6 +578,48 @@ mod tests {
             Value::Counter(n) | Value::CounterNs(n) | Value::Gauge(n) => *n,
             Value::Histogram(totals) => totals.count(),
         }
+    }
+
+    /// What the views see of starved time lately: in the last step, in the running one, and of how many living processes.
+    fn lately(fixture: &Fixture) -> (u64, u64, u32) {
+        let mut found = (0, 0, 0);
+        fixture.totals.see(probes::PROBES[2].metrics, &mut |seen| {
+            if seen.metric.name == probes::PROBES[2].metrics[STARVED].name {
+                let sum = |gains: &[Gain]| gains.iter().map(|gain| gain.gained()).sum::<u64>();
+                found.0 += sum(seen.last);
+                found.1 += sum(seen.now);
+                found.2 += seen.processes;
+            }
+        });
+        found
+    }
+
+    #[test]
+    fn what_came_lately_is_exact_whoever_comes_and_goes() {
+        let mut fixture = Fixture::new();
+        let two = |one, two| {
+            [
+                process(1, vec![starved(one)]),
+                process(2, vec![starved(two)]),
+            ]
+        };
+        fixture.collect(&two(5, 7));
+        // Read twice within a step, as when somebody scrapes.
+        fixture.collect(&two(6, 9));
+        assert_eq!(lately(&fixture), (0, 15, 2));
+        fixture.totals.turn();
+        assert_eq!(lately(&fixture), (15, 0, 2));
+        // One is gone, and its number another's who starts from nothing.
+        let next = Process {
+            generation: 1,
+            ..process(1, vec![starved(3)])
+        };
+        fixture.collect(&[next]);
+        assert_eq!(lately(&fixture), (15, 3, 1));
+        fixture.totals.turn();
+        fixture.now += RETENTION;
+        fixture.collect(&[]);
+        assert_eq!(lately(&fixture), (0, 0, 0));
     }
 
     #[test]

@@ -44,6 +44,13 @@ pub(crate) fn usage(procfs: &Path) -> ProcResult<Usage> {
     })
 }
 
+/// Memory of this process that is resident, in bytes, and nothing else: a single small file.
+pub(crate) fn resident_bytes(procfs: &Path) -> Option<u64> {
+    let statm = std::fs::read_to_string(procfs.join("self/statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * procfs::page_size())
+}
+
 /// When the machine started, from the text of `/proc/stat`, in seconds since 1970.
 fn boot_time_seconds(stat: &str) -> Option<u64> {
     stat.lines()
@@ -68,6 +75,11 @@ mod tests {
         let usage = usage(Path::new("/proc")).unwrap();
         assert!(usage.resident_bytes > 100_000, "{usage:?}");
         assert!(usage.open_fds >= 3, "{usage:?}");
+        let resident = resident_bytes(Path::new("/proc")).unwrap();
+        assert!(
+            resident.abs_diff(usage.resident_bytes) < 10_000_000,
+            "{resident}"
+        );
         assert!(usage.start_time_seconds > 1.6e9, "{usage:?}");
     }
 }

@@ -1,6 +1,5 @@
 //! The routes: what each path answers.
 
-use std::fmt::Write;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,12 +7,12 @@ use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
-use axum::response::{Html, IntoResponse, Response};
+use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, RETRY_AFTER, VARY};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, RETRY_AFTER, VARY};
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tower_http::CompressionLevel;
@@ -21,12 +20,16 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
 use super::format::Format;
-use super::{Exposed, Parts};
+use super::{Exposed, Parts, View, page};
 use crate::reload::ReloadError;
+use crate::views::who::Id;
 
 /// Scrapes under way at once, from the reading of the metrics until the answer is written. An exposition is the
 /// largest thing that the agent holds, and a client decides how long.
 pub(super) const MAX_SCRAPES: usize = 2;
+
+/// Answers of `/api` that are made at once: each is as large as it gets when it is done, and is then in memory.
+pub(super) const MAX_VIEWS: usize = 1;
 
 /// Below this, gzip costs more memory than it saves traffic.
 const COMPRESS_ABOVE_BYTES: u64 = 1024;
@@ -37,6 +40,7 @@ const FRAME_BYTES: usize = 32 * 1024;
 struct Served {
     exposed: Arc<Exposed>,
     scrapes: Arc<Semaphore>,
+    views: Arc<Semaphore>,
 }
 
 /// The routes over `exposed`.
@@ -45,7 +49,11 @@ pub(super) fn router(exposed: Arc<Exposed>) -> Router {
         .quality(CompressionLevel::Fastest)
         .compress_when(SizeAbove::new(COMPRESS_ABOVE_BYTES));
     Router::new()
-        .route("/", get(landing))
+        .route("/", get(index))
+        .route("/-/page/{file}", get(file))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/workloads", get(workloads))
+        .route("/api/v1/history", get(history))
         .route("/healthz", get("ok\n"))
         .route("/readyz", get(readyz))
         .route("/-/reload", post(reload).put(reload))
@@ -55,6 +63,7 @@ pub(super) fn router(exposed: Arc<Exposed>) -> Router {
         .with_state(Arc::new(Served {
             exposed,
             scrapes: Arc::new(Semaphore::new(MAX_SCRAPES)),
+            views: Arc::new(Semaphore::new(MAX_VIEWS)),
         }))
 }
 
@@ -116,68 +125,89 @@ async fn reload(State(served): State<Arc<Served>>) -> Response {
     }
 }
 
-async fn landing(State(served): State<Arc<Served>>) -> Response {
+async fn index(State(served): State<Arc<Served>>) -> Response {
     let exposed = &served.exposed;
-    let mut probes = String::new();
-    for probe in exposed.readiness.probes() {
-        let verdict = escape(&probe.verdict);
-        // Writing to a String can't fail.
-        let _ = writeln!(
-            probes,
-            "<tr><td>{}</td><td class=\"{verdict}\">{verdict}</td><td>{}</td><td>{}</td></tr>",
-            escape(&probe.name),
-            escape(&probe.hook),
-            escape(&probe.reason),
-        );
+    page::index(exposed.telemetry_path.as_str(), &exposed.readiness.probes())
+}
+
+async fn file(
+    served: State<Arc<Served>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    match page::file(&name) {
+        Some(file) => file.response(&headers),
+        None => not_found(served).await.into_response(),
     }
-    let page = fill(
-        include_str!("landing.html"),
-        &[
-            ("version", env!("CARGO_PKG_VERSION")),
-            ("telemetry_path", exposed.telemetry_path.as_str()),
-            ("probes", &probes),
-        ],
-    );
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    ([(CONTENT_SECURITY_POLICY, policy)], Html(page)).into_response()
+}
+
+async fn status(State(served): State<Arc<Served>>) -> Response {
+    view(&served, |views| views.status()).await
+}
+
+async fn workloads(State(served): State<Arc<Served>>) -> Response {
+    view(&served, |views| views.workloads()).await
+}
+
+/// `since=N` and `workload=ID`, both as `/api/v1` gave them.
+async fn history(State(served): State<Arc<Served>>, RawQuery(query): RawQuery) -> Response {
+    let (mut since, mut workload) = (0, None);
+    for (name, value) in query.iter().flat_map(|query| pairs(query)) {
+        let known = match name {
+            "since" => value.parse().map(|step| since = step).is_ok(),
+            "workload" => Id::parse(value).map(|id| workload = Some(id)).is_some(),
+            _ => false,
+        };
+        if !known {
+            let text = "allowed are since=STEP, a whole number, and workload=ID, sixteen hexadecimal digits\n";
+            return (StatusCode::BAD_REQUEST, text).into_response();
+        }
+    }
+    view(&served, move |views| views.history(since, workload)).await
+}
+
+fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    let parts = query.split('&').filter(|part| !part.is_empty());
+    parts.map(|part| part.split_once('=').unwrap_or((part, "")))
+}
+
+/// Makes an answer of `/api` beside the server.
+async fn view(
+    served: &Served,
+    look: impl FnOnce(&dyn View) -> Vec<u8> + Send + 'static,
+) -> Response {
+    let exposed = &served.exposed;
+    let turn = Arc::clone(&served.views).acquire_owned();
+    let Ok(Ok(permit)) = tokio::time::timeout(exposed.limits.scrape_wait, turn).await else {
+        let text = "too many ask at once\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], text).into_response();
+    };
+    let views = Arc::clone(&exposed.views);
+    let made = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        look(&*views)
+    });
+    match made.await {
+        Ok(json) => {
+            let headers = [
+                (CONTENT_TYPE, "application/json"),
+                (CACHE_CONTROL, "no-store"),
+            ];
+            (headers, json).into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "a view failed");
+            (StatusCode::INTERNAL_SERVER_ERROR, "the view failed\n").into_response()
+        }
+    }
 }
 
 async fn not_found(State(served): State<Arc<Served>>) -> (StatusCode, String) {
     let metrics = served.exposed.telemetry_path.as_str();
-    let text = format!("not found; known paths are /, {metrics}, /healthz and /readyz\n");
+    let text = format!(
+        "not found; known paths are /, {metrics}, /healthz, /readyz, /api/v1/status, /api/v1/workloads and /api/v1/history\n"
+    );
     (StatusCode::NOT_FOUND, text)
-}
-
-/// Puts `values` in the place of each `{{name}}`, in one pass, so that nothing in a value is taken for a name.
-fn fill(template: &str, values: &[(&str, &str)]) -> String {
-    let mut page = String::with_capacity(template.len() + 1024);
-    for (index, part) in template.split("{{").enumerate() {
-        let text = match part.split_once("}}") {
-            Some((name, rest)) if index > 0 => {
-                let value = values.iter().find(|(known, _)| *known == name);
-                page.push_str(value.map_or("", |(_, value)| value));
-                rest
-            }
-            _ => part,
-        };
-        page.push_str(text);
-    }
-    page
-}
-
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            _ => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 /// An exposition on its way to a client, made and handed to the connection a part at a time: several megabytes are
@@ -390,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_landing_page() {
+    fn the_page() {
         let server = server();
         *server.probes.lock().unwrap() = vec![
             ProbeVerdict {
@@ -409,29 +439,100 @@ mod tests {
         let mut client = Client::connect(server.address);
         let answer = client.get("/", "");
         assert_eq!(answer.status, 200);
-        assert_eq!(
-            answer.header("content-type"),
-            Some("text/html; charset=utf-8")
-        );
-        assert_eq!(
-            answer.header("content-security-policy"),
-            Some(
-                "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-            )
-        );
+        for (header, value) in [
+            ("content-type", "text/html; charset=utf-8"),
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            (
+                "content-security-policy",
+                "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            ),
+        ] {
+            assert_eq!(answer.header(header), Some(value));
+        }
         let page = answer.text();
-        assert!(page.contains(concat!("Version ", env!("CARGO_PKG_VERSION"), "<")));
-        for path in ["/metrics", "/healthz", "/readyz"] {
-            assert!(page.contains(&format!("<a href=\"{path}\">{path}</a>")));
+        assert!(page.contains(concat!("Sentry ", env!("CARGO_PKG_VERSION"))));
+        for path in ["metrics", "healthz", "readyz"] {
+            assert!(page.contains(&format!("<a href=\"{path}\">/{path}</a>")));
         }
         assert!(page.contains(
-            "<tr><td>tcp</td><td class=\"attached\">attached</td><td>tp_btf</td><td></td></tr>\n<tr><td>disk</td><td class=\"degraded\">degraded</td><td>raw_tp</td><td>&lt;script&gt;alert(&#39;{{version}}&#39;)&lt;/script&gt; &amp; &quot;more&quot;</td></tr>\n</tbody>"
+            "<tr><th scope=\"row\">tcp</th><td><span class=\"verdict attached\">attached</span></td><td>tp_btf</td><td></td></tr>\n<tr><th scope=\"row\">disk</th><td><span class=\"verdict degraded\">degraded</span></td><td>raw_tp</td><td>&lt;script&gt;alert(&#39;{{version}}&#39;)&lt;/script&gt; &amp; &quot;more&quot;</td></tr>\n</tbody>"
         ));
-        assert!(!page.contains("<script"));
-        assert!(
-            !page.contains("://"),
-            "the page loads nothing from elsewhere"
+        // No script but from files of its own.
+        assert_eq!(
+            page.matches("<script").count(),
+            page.matches("<script src=\"-/page/").count()
+                + page
+                    .matches("<script type=\"module\" src=\"-/page/")
+                    .count()
         );
+        for inline in [" style=", "<style", " onload=", " onclick="] {
+            assert!(!page.contains(inline), "{inline}");
+        }
+    }
+
+    #[test]
+    fn files_of_the_page() {
+        let server = server();
+        let mut client = Client::connect(server.address);
+        let plain = client.get("/-/page/main.js", "");
+        assert_eq!(plain.status, 200);
+        assert_eq!(
+            plain.header("content-type"),
+            Some("text/javascript; charset=utf-8")
+        );
+        assert_eq!(plain.header("content-encoding"), None);
+        assert_eq!(plain.header("cache-control"), Some("no-cache"));
+        let packed = client.get("/-/page/main.js", "Accept-Encoding: br, gzip\r\n");
+        assert_eq!(packed.header("content-encoding"), Some("gzip"));
+        assert_eq!(inflate(&packed.body), plain.text());
+        let tag = plain.header("etag").unwrap().to_owned();
+        let again = client.get("/-/page/main.js", &format!("If-None-Match: {tag}\r\n"));
+        assert_eq!((again.status, again.body.len()), (304, 0));
+        let style = client.get("/-/page/page.css", "");
+        assert_eq!(
+            style.header("content-type"),
+            Some("text/css; charset=utf-8")
+        );
+        for other in ["index.html", "..%2fpage.css", "x"] {
+            let answer = client.get(&format!("/-/page/{other}"), "");
+            assert_eq!(answer.status, 404, "{other}");
+        }
+    }
+
+    #[test]
+    fn views_are_json() {
+        let server = server();
+        let mut client = Client::connect(server.address);
+        for (path, body) in [
+            ("/api/v1/status", "{\"status\":0}".to_owned()),
+            ("/api/v1/workloads", "{\"workloads\":0}".to_owned()),
+            (
+                "/api/v1/history",
+                "{\"since\":0,\"workload\":null}".to_owned(),
+            ),
+            (
+                "/api/v1/history?since=7&workload=00000000000000ff",
+                "{\"since\":7,\"workload\":\"00000000000000ff\"}".to_owned(),
+            ),
+        ] {
+            let answer = client.get(path, "");
+            assert_eq!(answer.status, 200, "{path}");
+            assert_eq!(answer.header("content-type"), Some("application/json"));
+            assert_eq!(answer.header("cache-control"), Some("no-store"));
+            assert_eq!(answer.text(), body);
+        }
+        for query in ["since=-1", "since=x", "workload=1", "limit=3", "since"] {
+            let answer = client.get(&format!("/api/v1/history?{query}"), "");
+            assert_eq!(
+                (answer.status, answer.text().as_str()),
+                (
+                    400,
+                    "allowed are since=STEP, a whole number, and workload=ID, sixteen hexadecimal digits\n"
+                ),
+                "{query}"
+            );
+        }
     }
 
     #[test]
@@ -443,6 +544,7 @@ mod tests {
             "/metrics/",
             "/healthz/x",
             "/api/v1/probes",
+            "/api/v2/status",
             "//",
             "/%6detrics",
         ] {
@@ -451,7 +553,7 @@ mod tests {
                 (answer.status, answer.text().as_str()),
                 (
                     404,
-                    "not found; known paths are /, /metrics, /healthz and /readyz\n"
+                    "not found; known paths are /, /metrics, /healthz, /readyz, /api/v1/status, /api/v1/workloads and /api/v1/history\n"
                 ),
                 "{path}"
             );
@@ -479,16 +581,28 @@ mod tests {
         let answer = client.get("/metrics", "");
         assert_eq!(
             answer.text(),
-            "not found; known paths are /, /a/m, /healthz and /readyz\n"
+            "not found; known paths are /, /a/m, /healthz, /readyz, /api/v1/status, /api/v1/workloads and /api/v1/history\n"
         );
-        assert!(client.get("/", "").text().contains("<a href=\"/a/m\">"));
+        assert!(
+            client
+                .get("/", "")
+                .text()
+                .contains("<a href=\"a/m\">/a/m</a>")
+        );
     }
 
     #[test]
     fn only_get_and_head() {
         let server = server();
         let mut client = Client::connect(server.address);
-        for path in ["/", "/metrics", "/healthz", "/readyz"] {
+        for path in [
+            "/",
+            "/metrics",
+            "/healthz",
+            "/readyz",
+            "/api/v1/status",
+            "/-/page/main.js",
+        ] {
             for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"] {
                 client.request(method, path, "");
                 let answer = client.answer();
@@ -512,11 +626,5 @@ mod tests {
         }
         // Nothing of a body lies between those answers and the next.
         assert_eq!(client.get("/healthz", "").text(), "ok\n");
-    }
-
-    #[test]
-    fn fills_in_one_pass() {
-        let values = [("a", "{{b}}"), ("b", "2")];
-        assert_eq!(fill("{{a}}-{{b}}-{{c}}-}}", &values), "{{b}}-2--}}");
     }
 }

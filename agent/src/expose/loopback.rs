@@ -12,9 +12,10 @@ use tokio::sync::oneshot;
 
 use super::format::Format;
 use super::{
-    Exposed, HttpStats, Limits, Parts, ProbeVerdict, Readiness, Scrape, bind, runtime, serve,
+    Exposed, HttpStats, Limits, Parts, ProbeVerdict, Readiness, Scrape, View, bind, runtime, serve,
     web_config::WebConfig,
 };
+use crate::views::who::Id;
 
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,6 +50,24 @@ impl Readiness for Probes {
 
     fn probes(&self) -> Vec<ProbeVerdict> {
         self.probes.lock().unwrap().clone()
+    }
+}
+
+/// Says what it was asked.
+struct Asked;
+
+impl View for Asked {
+    fn status(&self) -> Vec<u8> {
+        b"{\"status\":0}".to_vec()
+    }
+
+    fn workloads(&self) -> Vec<u8> {
+        b"{\"workloads\":0}".to_vec()
+    }
+
+    fn history(&self, since: u64, workload: Option<Id>) -> Vec<u8> {
+        let workload = serde_json::to_string(&workload).unwrap();
+        format!("{{\"since\":{since},\"workload\":{workload}}}").into_bytes()
     }
 }
 
@@ -110,6 +129,7 @@ impl Server {
                 ready: Arc::clone(&ready),
                 probes: Arc::clone(&probes),
             }),
+            views: Arc::new(Asked),
             stats: Arc::clone(&stats),
             telemetry_path: path.parse().unwrap(),
             limits,

@@ -91,7 +91,7 @@ impl Metrics {
     }
 
     /// What they are made of.
-    pub(super) fn source(&self) -> &Source {
+    pub(crate) fn source(&self) -> &Source {
         &self.0
     }
 
@@ -157,6 +157,20 @@ impl Shape {
 impl Source {
     fn shape(&self) -> Arc<Shape> {
         Arc::clone(&lock(&self.shape))
+    }
+
+    /// Hands over each number that the agent tells about itself.
+    pub(crate) fn about_itself(&self, mut each: impl FnMut(&str, &[(&str, &str)], f64)) {
+        self.own(false, |family, samples| {
+            for sample in samples {
+                #[allow(clippy::cast_precision_loss)] // for people
+                match sample.value {
+                    model::Value::Whole(value) => each(family.name, &sample.labels, value as f64),
+                    model::Value::Real(value) => each(family.name, &sample.labels, value),
+                    model::Value::Histogram(_) => {}
+                }
+            }
+        });
     }
 
     /// Hands the metrics about the agent itself over, each that has a value now, and if wanted since when it counts.

@@ -1,4 +1,4 @@
-//! The agent's HTTP side: metrics, health, readiness and the landing page, for clients that may be slow or greedy.
+//! The agent's HTTP side: metrics, health, readiness and the page, for clients that may be slow or greedy.
 
 pub(crate) mod bind;
 #[cfg(test)]
@@ -10,6 +10,7 @@ mod loopback;
 pub(crate) mod metrics;
 mod model;
 pub(crate) mod otlp;
+mod page;
 mod protobuf;
 pub(crate) mod self_metrics;
 pub(crate) mod server;
@@ -30,7 +31,7 @@ use web_config::{HandshakeFailure, Refusal, WebConfig};
 use format::Format;
 use tokio::sync::mpsc;
 
-use crate::reload;
+use crate::{reload, views::who::Id};
 
 /// An exposition in one of the formats, part after part.
 pub(crate) type Parts = Box<dyn Iterator<Item = Vec<u8>> + Send>;
@@ -42,6 +43,19 @@ pub(crate) trait Scrape: Send + Sync {
     fn scrape(&self, format: Format) -> Parts;
 }
 
+/// What `/api/v1` reads. Each answer is JSON, complete and bounded; making it may take milliseconds and runs beside the
+/// server, one at a time.
+pub(crate) trait View: Send + Sync {
+    /// The agent: what it is, its probes and its own cost.
+    fn status(&self) -> Vec<u8>;
+
+    /// The table of workloads.
+    fn workloads(&self) -> Vec<u8>;
+
+    /// The steps of the history after one, of all workloads together or of one.
+    fn history(&self, since: u64, workload: Option<Id>) -> Vec<u8>;
+}
+
 /// Where the state of the probes comes from. Both methods run on the server's own thread, so they must not block.
 pub(crate) trait Readiness: Send + Sync {
     /// Whether a probe is attached.
@@ -50,7 +64,7 @@ pub(crate) trait Readiness: Send + Sync {
     /// Why none is, as `/readyz` shows it.
     fn ready(&self) -> Result<String, String>;
 
-    /// The verdict on each probe, as the landing page lists them.
+    /// The verdict on each probe, as the page lists them.
     fn probes(&self) -> Vec<ProbeVerdict>;
 }
 
@@ -73,6 +87,8 @@ pub(crate) struct Exposed {
     pub(crate) scrape: Arc<dyn Scrape>,
     /// The state of the probes.
     pub(crate) readiness: Arc<dyn Readiness>,
+    /// What the page reads.
+    pub(crate) views: Arc<dyn View>,
     /// The server's own counters, to be read by whoever makes the metrics.
     pub(crate) stats: Arc<HttpStats>,
     /// Where the metrics are served.

@@ -32,7 +32,7 @@ use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
 
 use super::Exposed;
-use super::http::{MAX_SCRAPES, router};
+use super::http::{MAX_SCRAPES, MAX_VIEWS, router};
 use super::web_config::{HandshakeFailure, Refusal, network};
 
 /// Connections open at once. One more takes the place of another that [`dispensable`] finds, so that nobody keeps others
@@ -99,7 +99,7 @@ pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .max_blocking_threads(MAX_SCRAPES + WEB_CONFIG_THREADS + UPKEEP_THREADS)
+        .max_blocking_threads(MAX_SCRAPES + MAX_VIEWS + WEB_CONFIG_THREADS + UPKEEP_THREADS)
         .thread_keep_alive(Duration::from_secs(1))
         .build()
 }

@@ -1,4 +1,4 @@
-//! The probes' verdicts, as readiness and the landing page want them.
+//! The probes' verdicts, as readiness and the page want them.
 
 use std::sync::{Arc, Mutex};
 

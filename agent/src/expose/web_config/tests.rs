@@ -497,7 +497,15 @@ const ENCRYPTED: &str = "tls_server_config: {SERVER}\n";
 #[test]
 fn tls_and_a_password() {
     let secured = Secured::start(&format!("{ENCRYPTED}{}", user("alice", "right")));
-    for path in ["/", "/healthz", "/readyz", "/metrics", "/nonsense"] {
+    for path in [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/api/v1/status",
+        "/-/page/main.js",
+        "/nonsense",
+    ] {
         let config = client_config(&secured.authority, None);
         let mut client = Client::over(session(secured.server.address, &config));
         let refused = client.get(path, "");
@@ -527,7 +535,7 @@ fn tls_and_a_password() {
     );
     assert_eq!(
         secured.authentication_failures(),
-        [("missing", 5), ("unknown_user", 1), ("wrong_password", 5)]
+        [("missing", 7), ("unknown_user", 1), ("wrong_password", 7)]
     );
     secured.expect_handshake_failures(&[]);
     assert_eq!(secured.reads(), (true, 0));
