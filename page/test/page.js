@@ -30,9 +30,12 @@ const live = (page) => page.waitForSelector('body.live', PATIENCE);
 
 /** The texts of the cells of the row with this name, by the columns' titles. */
 async function row(page, name) {
-  const rows = await page.$$eval('#table tbody tr', (lines) => lines.map((line) => [...line.cells].map((cell) => cell.textContent)));
-  const titles = await page.$$eval('#table thead th', (heads) => heads.map((head) => head.textContent));
-  const names = await page.$$eval('#table tbody th button', (buttons) => buttons.map((button) => button.textContent));
+  // All at once, for the next answer may come and change the order.
+  const { titles, names, rows } = await page.$eval('#table', (table) => ({
+    titles: [...table.tHead.rows[0].cells].map((head) => head.textContent),
+    names: [...table.querySelectorAll('tbody th button')].map((button) => button.textContent),
+    rows: [...table.tBodies[0].rows].map((line) => [...line.cells].map((cell) => cell.textContent)),
+  }));
   const at = names.indexOf(name);
   assert.ok(at >= 0, `${name} is not among ${names}`);
   return Object.fromEntries(titles.map((title, column) => [title, rows[at][column]]));
