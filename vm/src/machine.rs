@@ -83,7 +83,14 @@ impl Machine<'_> {
         command.args(["--pdeathsig", "KILL", QEMU]);
         // Without CMPXCHG16B, which kernels do without: QEMU 7.2 now and then loses the flags after it (5.10 and 6.12
         // ended in a double fault in kmem_cache_alloc(), with a part of RDI for flags).
-        command.args(["-accel", "tcg,thread=single", "-cpu", "max,-cx16", "-m", "1G"]);
+        command.args([
+            "-accel",
+            "tcg,thread=single",
+            "-cpu",
+            "max,-cx16",
+            "-m",
+            "1G",
+        ]);
         // Busy time is counted in instructions, 2 ns each, so that a host with other work to do slows the guest down
         // without the guest noticing.
         command.args(["-icount", "shift=1,sleep=on"]);
