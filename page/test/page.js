@@ -73,6 +73,8 @@ const scenarios = {
     const tip = page.locator('#tip');
     await tip.waitFor({ state: 'visible', timeout: 5000 });
     assert.match(await tip.textContent(), /\d\d:\d\d:\d\d – \d\d:\d\d:\d\d.*(p50 \d|nothing)/);
+    // A second step comes ten seconds after the first.
+    await page.waitForFunction(() => Number(document.querySelector('#tcp-panels .chart').getAttribute('aria-valuemax')) > 0, undefined, PATIENCE);
     await heatmap.focus();
     await page.keyboard.press('End');
     const last = await heatmap.getAttribute('aria-valuetext');
