@@ -1,4 +1,5 @@
-//! Packs the files of the page for the program: what is in `page/src`, and the charts' library if npm has brought it.
+//! Packs the files of the page for the program: what is in `page/src`, and the charts' library if npm has brought it. And
+//! tells the linker of the program's layout.
 
 use std::{
     env, fs,
@@ -18,6 +19,7 @@ const LIBRARY: [(&str, &str); 3] = [
 ];
 
 fn main() -> anyhow::Result<()> {
+    lay_out()?;
     let folder = |variable| env::var_os(variable).map(PathBuf::from).context(variable);
     let page = folder("CARGO_MANIFEST_DIR")?.join("../page");
     let out = folder("OUT_DIR")?;
@@ -56,6 +58,18 @@ fn main() -> anyhow::Result<()> {
         listed.join(",\n")
     );
     fs::write(out.join("page.rs"), code)?;
+    Ok(())
+}
+
+/// Has what is released laid out by `layout.ld`, as GNU's linker and LLVM's do it.
+fn lay_out() -> anyhow::Result<()> {
+    println!("cargo::rerun-if-changed=layout.ld");
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let cannot = |linker: &str| flags.contains(linker);
+    if env::var("PROFILE").as_deref() == Ok("release") && !cannot("mold") && !cannot("gold") {
+        let folder = env::var("CARGO_MANIFEST_DIR")?;
+        println!("cargo::rustc-link-arg-bin=sentry=-Wl,-T,{folder}/layout.ld");
+    }
     Ok(())
 }
 

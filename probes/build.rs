@@ -16,7 +16,8 @@ use object::{
     elf::SHT_STRTAB,
 };
 
-/// Folders whose programs are an object of their own.
+/// Folders whose programs are an object of their own, and another one that tells of single events: their maps and
+/// code are then no part of what counts.
 const APART: [&str; 1] = ["gpu"];
 
 fn main() {
@@ -53,7 +54,10 @@ fn build() -> Result<(), String> {
         .partition(|folder| APART.contains(&folder.as_str()));
     compile(&out, "probes", &together, &includes)?;
     for folder in apart {
-        compile(&out, &folder, std::slice::from_ref(&folder), &includes)?;
+        let folders = std::slice::from_ref(&folder);
+        compile(&out, &folder, folders, &includes)?;
+        let tracing = [includes.as_slice(), &["-DTRACE".to_owned()]].concat();
+        compile(&out, &format!("{folder}_trace"), folders, &tracing)?;
     }
     bind(&out, &folders, &includes)
 }

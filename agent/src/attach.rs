@@ -6,7 +6,7 @@ use std::{
 };
 
 use probes::{
-    Kernel, LoadError, Probe, Reason, Request, Status, Verdict,
+    Kernel, LoadError, Probe, Reason, Request, Status, StreamFilter, Verdict,
     cgroup::{self, Events},
     gpu::Follower,
 };
@@ -110,11 +110,14 @@ fn with_hooks(
         .collect()
 }
 
-/// Attaches the probes that the configuration asks for.
+/// Attaches the probes that the configuration asks for, and has them ready for a stream of events if there is to be one.
 ///
 /// # Errors
 /// When nothing can be attached at all. A probe that cannot is a verdict in the result.
-pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
+pub(crate) fn attach(
+    config: &Config,
+    stream: Option<&StreamFilter>,
+) -> Result<Attached, AttachError> {
     let user_namespace = fs::read_link(config.procfs.join("self/ns/user")).ok();
     let status = read(&config.procfs.join("self/status"))?;
     if let Some(missing) = privileges::missing(&status, user_namespace.as_deref()) {
@@ -147,6 +150,7 @@ pub(crate) fn attach(config: &Config) -> Result<Attached, AttachError> {
         io_hierarchy: io_hierarchy.as_ref().copied().unwrap_or(0),
         task_hierarchy,
         btf: config.btf.as_deref(),
+        stream,
     });
     let (mut kernel, cgroup_events) = attached.map_err(|error| refused(config, error))?;
     let gpu = selected

@@ -2,8 +2,14 @@
 
 mod facts;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
+use anyhow::Context;
 use probes::{
     LoadError, Reason, Status, Verdict,
     cgroup::Events,
@@ -106,7 +112,7 @@ pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
     let web = web
         .map(|path| WebConfig::load(path, Arc::default()))
         .transpose()?;
-    let mut attached = attach::attach(config);
+    let mut attached = attach::attach(config, None);
     if let Ok(attached) = &mut attached
         && let Some(follower) = &mut attached.gpu
     {
@@ -142,9 +148,16 @@ pub(crate) fn run(config: &Config, format: Format) -> anyhow::Result<ExitCode> {
             .and_then(|attached| attached.gpu.as_ref())
             .map(cuda),
     };
-    match format {
-        Format::Table => print!("{}", table(&report)),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+    let text = match format {
+        Format::Table => table(&report),
+        Format::Json => serde_json::to_string_pretty(&report)? + "\n",
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        // A reader that left early, as in `sentry check | head`, is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            return Err(error).context("standard output");
+        }
+        _ => {}
     }
     Ok(if up {
         ExitCode::SUCCESS

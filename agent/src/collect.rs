@@ -226,6 +226,17 @@ pub(crate) struct Seen<'a> {
     pub(crate) lives: bool,
 }
 
+/// A single event that was slow.
+#[derive(Debug)]
+pub(crate) struct SlowEvent<'a> {
+    /// What counts it.
+    pub(crate) metric: &'static Metric,
+    pub(crate) labels: &'a Labels,
+    /// Its further labels.
+    pub(crate) own: &'a [(&'static str, &'a str)],
+    pub(crate) exemplar: &'a Exemplar,
+}
+
 /// A series and its values.
 #[derive(Debug)]
 pub(crate) struct Tracked {
@@ -1082,6 +1093,24 @@ impl Collector {
         }
         if let Some(GpuProcesses { probe, totals, .. }) = &self.gpu {
             totals.see(self.probes[*probe].installed.probe.metrics, each);
+        }
+    }
+
+    /// Shows each slow event that there is.
+    pub(crate) fn see_slow(&self, each: &mut dyn FnMut(&SlowEvent)) {
+        for (key, metric, exemplar) in self.exemplars.all() {
+            let Some(tracked) = self.series.get(key) else {
+                continue;
+            };
+            let mut samples = tracked.samples.iter();
+            if let Some((sample, _)) = samples.find(|(sample, _)| sample.metric == metric) {
+                each(&SlowEvent {
+                    metric: &self.probes[tracked.probe].installed.probe.metrics[metric],
+                    labels: &tracked.labels,
+                    own: &sample.labels,
+                    exemplar,
+                });
+            }
         }
     }
 

@@ -21,7 +21,10 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessageFormatter};
 use tracing::Level;
 
-use crate::expose::otlp;
+use crate::{expose::otlp, log, top, trace};
+
+#[cfg(test)]
+mod manual;
 
 const ENV_PREFIX: &str = "SENTRY_";
 const CONFIG_FILE: &str = "config.file";
@@ -36,11 +39,15 @@ const SERIES_MAX: std::ops::RangeInclusive<u32> = 64..=32_000;
 // Each is repeated on every line of a workload.
 const POD_LABELS_MAX: usize = 16;
 const RETENTION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const TOP_INTERVAL: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(200)..=Duration::from_secs(60);
 const OTLP_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
   sentry check                                    what can this kernel do?
+  sentry top                                      what do workloads do now?
+  sentry trace tcp --min-duration 10ms            each slow handshake, as it happens
   sentry                                          run, every probe, metrics on loopback only
   curl -s http://127.0.0.1:9763/metrics           scrape it
   sentry --web.listen-address :9763               let Prometheus on another host scrape it
@@ -59,6 +66,50 @@ Examples:
   sentry check --probes disk     one probe only
 
 Exits 0 if at least one probe can attach, 1 if none can, 2 on a bad flag or setting.";
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  sentry top                              this host: its agent, or probes of its own
+  sentry top --probes disk --interval 5s  one probe, every five seconds
+  sentry top --url http://10.0.0.7:9763   another host, by its agent
+  SSL_CERT_FILE=ca.pem sentry top --url https://node-7:9763
+
+Keys: Tab or 1 to 4 for TCP, disk, GPU and Sentry itself; < > r for the order;
+/ to search; p to pause; ? for all of them; q to quit.
+
+Without --url it asks the address of --web.listen-address, by plain HTTP. Where
+no agent answers, it attaches probes of its own, as `sentry agent` does and with
+the same flags, and serves nothing; that takes root. Certificates of https are
+checked by the system's authorities, or by those of SSL_CERT_FILE.";
+
+const TRACE_EXAMPLES: &str = "\
+Examples:
+  sentry trace tcp                            each handshake and failed connect
+  sentry trace tcp --port 443 --count 10      ten of this port, at either end
+  sentry trace tcp --closed                   each connection as it closes: how
+                                              long it lived, and its bytes
+  sentry trace disk --device nvme0n1          each request of a disk
+  sentry trace disk --min-duration 10ms       slow ones only
+  sentry trace gpu                            each gap in which a GPU waited for
+                                              its host, each failed CUDA call
+  sentry trace tcp --pod shop/api-0           of a pod; its name takes
+                                              --kubernetes.node or its runtime
+  sentry trace tcp --format json | jq -c 'select(.outcome != \"ok\")'
+
+Instead of          call
+  tcpconnlat 10     sentry trace tcp --min-duration 10ms
+  tcpconnect -p P   sentry trace tcp --pid P
+  tcplife -L 80     sentry trace tcp --closed --port 80
+  biosnoop          sentry trace disk
+  biosnoop -d vda   sentry trace disk --device vda
+
+Filters apply in the kernel, before anything is sent. MS runs from the SYN (of a
+server: the SYN-ACK) to the end of the handshake, or from the making of a
+request to its end, DEVICE_MS from its issue. A server's handshake
+has no process: it ends before anybody accepts. A gap ends by the next launch or
+copy: starved, or idle if it took more than a second; a failed call has its code
+for an outcome, and no device. Times are UTC. Standard error says what was lost.
+It takes root, and no agent need run.";
 
 /// What a probe offers to the configuration.
 #[derive(Debug, Clone)]
@@ -106,6 +157,10 @@ pub(crate) enum Command {
     Agent(Config),
     /// Say what each probe can do on this kernel, and exit.
     Check(Config, Format),
+    /// Show what workloads do, on a terminal.
+    Top(Config, top::Options),
+    /// Print events as they happen.
+    Trace(Config, trace::Options),
 }
 
 /// All settings, with every layer merged and every value validated.
@@ -247,7 +302,7 @@ impl Error {
                 ExitCode::SUCCESS
             }
             Self::Invalid(message) => {
-                eprintln!("sentry: {message}");
+                log::say(message);
                 ExitCode::from(BAD_SETTING)
             }
         }
@@ -300,6 +355,25 @@ enum Action {
         )]
         format: Format,
     },
+    /// Show on this terminal what workloads do, anew each second
+    #[command(after_help = TOP_EXAMPLES)]
+    Top {
+        // In the attribute, for the URL is no link.
+        #[arg(
+            help = "Agent to read, such as http://127.0.0.1:9763 or https://USER:PASSWORD@HOST:PORT; by default the one of this host, or none",
+            long,
+            value_name = "URL",
+            help_heading = "Top"
+        )]
+        url: Option<top::Url>,
+        /// How often to read and draw, 200ms to 1m
+        #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_top_interval,
+              help_heading = "Top")]
+        interval: Duration,
+    },
+    /// Print events as they happen, one a line
+    #[command(after_help = TRACE_EXAMPLES)]
+    Trace(trace::Options),
 }
 
 #[derive(Args)]
@@ -614,6 +688,12 @@ fn load_with(
     Ok(match Action::from_arg_matches(&matches).map_err(usage)? {
         Action::Agent => Command::Agent(config),
         Action::Check { format } => Command::Check(config, format),
+        Action::Top { url, interval } => Command::Top(config, top::Options { url, interval }),
+        Action::Trace(options) => {
+            let fits = options.check();
+            fits.map_err(|error| Error::invalid(error.to_string()))?;
+            Command::Trace(config, options)
+        }
     })
 }
 
@@ -839,21 +919,44 @@ fn parse_otlp_interval(value: &str) -> Result<Duration, &'static str> {
 }
 
 fn parse_exemplars(value: &str) -> Result<Exemplars, &'static str> {
-    let micros = |digits: &str| {
-        let us = digits.parse::<u32>().ok()?;
-        Some(Duration::from_micros(us.into()))
-    };
     let slow = match value {
         "off" => return Ok(Exemplars::Off),
         "auto" => return Ok(Exemplars::Auto),
-        _ => match value.strip_suffix("us") {
-            Some(digits) => micros(digits),
-            None => parse_duration(value),
-        },
+        _ => parse_short(value),
     };
     slow.filter(|slow| !slow.is_zero())
         .map(Exemplars::Slow)
         .ok_or("allowed: off, auto, or a number above 0 and its unit, us, ms, s or m, such as 10ms")
+}
+
+/// A duration of which microseconds matter.
+fn parse_short(value: &str) -> Option<Duration> {
+    let Some(digits) = value.strip_suffix("us") else {
+        return parse_duration(value);
+    };
+    let us = digits.parse::<u32>().ok()?;
+    Some(Duration::from_micros(us.into()))
+}
+
+pub(crate) fn parse_least(value: &str) -> Result<Duration, &'static str> {
+    parse_short(value).ok_or("allowed: a whole number and its unit, us, ms, s or m, such as 10ms")
+}
+
+pub(crate) fn parse_length(value: &str) -> Result<Duration, &'static str> {
+    parse_duration(value)
+        .filter(|length| !length.is_zero())
+        .ok_or("allowed: a number above 0 and its unit, ms, s, m or h, such as 10s, up to 24h")
+}
+
+pub(crate) fn parse_count(value: &str) -> Result<u64, &'static str> {
+    let count = value.parse().ok().filter(|count| *count > 0);
+    count.ok_or("allowed: a whole number above 0")
+}
+
+fn parse_top_interval(value: &str) -> Result<Duration, &'static str> {
+    parse_duration(value)
+        .filter(|interval| TOP_INTERVAL.contains(interval))
+        .ok_or("allowed: a whole number with its unit, such as 500ms or 5s, from 200ms to 1m")
 }
 
 fn parse_duration(value: &str) -> Option<Duration> {
@@ -1125,15 +1228,23 @@ fn usage(error: clap::Error) -> Error {
             };
             Error::invalid(format!("{unknown}: unknown flag; {hint}"))
         }
-        ErrorKind::ArgumentConflict => Error::invalid(format!(
-            "{}: given more than once",
-            flag(ContextKind::InvalidArg)
-        )),
+        ErrorKind::ArgumentConflict => {
+            let (given, other) = (flag(ContextKind::InvalidArg), flag(ContextKind::PriorArg));
+            Error::invalid(if other.is_empty() || other == given {
+                format!("{given}: given more than once")
+            } else {
+                format!("{given}: not together with {other}")
+            })
+        }
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => Error::invalid(format!(
             "{}: {}",
             flag(ContextKind::InvalidArg),
             complaint(&error)
         )),
+        ErrorKind::MissingRequiredArgument => {
+            let missing = context(&error, ContextKind::InvalidArg);
+            Error::invalid(format!("{missing} is needed; see sentry trace --help"))
+        }
         _ => Error::invalid(complaint(&error)),
     }
 }
@@ -1196,7 +1307,10 @@ pub(crate) fn of_file(text: &str) -> Result<Config, Error> {
     let options: Vec<ProbeOptions> = probes::PROBES.iter().map(|probe| (*probe).into()).collect();
     let args = ["sentry", "--config.file=sentry.yaml"].map(OsString::from);
     match load_with(args, [], &options, |_| Ok(text.to_owned()))? {
-        Command::Agent(config) | Command::Check(config, _) => Ok(config),
+        Command::Agent(config)
+        | Command::Check(config, _)
+        | Command::Top(config, _)
+        | Command::Trace(config, _) => Ok(config),
     }
 }
 
@@ -1417,6 +1531,112 @@ mod tests {
             load_layers("check", &[], None).unwrap(),
             Command::Check(defaults(), Format::Table)
         );
+    }
+
+    #[test]
+    fn top_has_settings_of_its_own_besides() {
+        let top = |args: &str| match load_layers(args, &[], None).unwrap() {
+            Command::Top(config, options) => (config, options),
+            other => panic!("{other:?}"),
+        };
+        let (config, options) = top("top");
+        assert_eq!(config, defaults());
+        assert_eq!(
+            (options.url, options.interval),
+            (None, Duration::from_secs(1))
+        );
+        let (config, options) = top("top --probes disk --url http://node-7:9763/ --interval 250ms");
+        assert_eq!(config.probes, ["disk"]);
+        let shown = options.url.map(|url| url.to_string());
+        assert_eq!(shown.as_deref(), Some("http://node-7:9763"));
+        assert_eq!(options.interval, Duration::from_millis(250));
+    }
+
+    #[test]
+    fn a_trace_has_its_filters() {
+        let trace = |args: &str| match load_layers(args, &[], None).unwrap() {
+            Command::Trace(config, options) => (config, options),
+            other => panic!("{other:?}"),
+        };
+        let (config, options) = trace("trace tcp");
+        assert_eq!(config, defaults());
+        let all = trace::Options {
+            what: trace::Subject::Tcp,
+            format: Format::Table,
+            min_duration: None,
+            pid: None,
+            cgroup: None,
+            pod: None,
+            port: None,
+            closed: false,
+            device: None,
+            count: None,
+            duration: None,
+        };
+        assert_eq!(options, all);
+        let (_, options) = trace(
+            "trace disk --format json --min-duration 250us --pid 7 --cgroup /a/ --device vda --count 5 --duration 3s",
+        );
+        let expected = trace::Options {
+            what: trace::Subject::Disk,
+            format: Format::Json,
+            min_duration: Some(Duration::from_micros(250)),
+            pid: Some(7),
+            cgroup: Some("/a".to_owned()),
+            device: Some("vda".to_owned()),
+            count: Some(5),
+            duration: Some(Duration::from_secs(3)),
+            ..all.clone()
+        };
+        assert_eq!(options, expected);
+        let (_, options) = trace("trace gpu --device 7");
+        assert_eq!(options.what, trace::Subject::Gpu);
+        let filter = options.filter(Path::new("/none")).unwrap();
+        assert_eq!(filter.device, Some(7));
+        let (_, options) = trace("trace tcp --closed");
+        assert!(options.closed);
+        let (_, options) = trace("trace tcp --pod shop/api-0 --port 443");
+        assert_eq!(options.pod, "shop/api-0".parse().ok());
+        assert_eq!(options.port, Some(443));
+        for (args, expected) in [
+            ("trace", "<WHAT> is needed; see sentry trace --help"),
+            (
+                "trace gpus",
+                "<WHAT>: invalid value 'gpus'; allowed: tcp, disk, gpu",
+            ),
+            (
+                "trace tcp --device vda",
+                "--device: tcp has none; only disk and gpu have",
+            ),
+            ("trace gpu --port 80", "--port: gpu has none; only tcp has"),
+            (
+                "trace disk --closed",
+                "--closed: disk has none; only tcp has",
+            ),
+            (
+                "trace gpu --device 8",
+                "--device 8: allowed: the number by which a process knows its GPU, 0 to 7",
+            ),
+            (
+                "trace disk --port 80",
+                "--port: disk has none; only tcp has",
+            ),
+            (
+                "trace tcp --count 0",
+                "--count: invalid value '0'; allowed: a whole number above 0",
+            ),
+            (
+                "trace tcp --cgroup /a --pod shop/api-0",
+                "--cgroup: not together with --pod",
+            ),
+            (
+                "trace tcp --pod api",
+                "--pod: invalid value 'api'; allowed: NAMESPACE/NAME, such as shop/api-0",
+            ),
+        ] {
+            let error = load_layers(args, &[], None).unwrap_err();
+            assert_eq!(error.to_string(), expected, "{args}");
+        }
     }
 
     #[test]
@@ -2122,16 +2342,25 @@ mod tests {
                 "--format json",
                 "--format: unknown flag; did you mean --log.format?",
             ),
-            ("foo", "foo: unknown command; allowed: agent, check"),
-            ("chek", "chek: unknown command; allowed: agent, check"),
+            (
+                "foo",
+                "foo: unknown command; allowed: agent, check, top, trace",
+            ),
+            (
+                "chek",
+                "chek: unknown command; allowed: agent, check, top, trace",
+            ),
             (
                 "agent check",
-                "check: unknown command; allowed: agent, check",
+                "check: unknown command; allowed: agent, check, top, trace",
             ),
-            ("-- foo", "foo: unknown command; allowed: agent, check"),
+            (
+                "-- foo",
+                "foo: unknown command; allowed: agent, check, top, trace",
+            ),
             (
                 "--bpf.stats maybe",
-                "maybe: unknown command; allowed: agent, check",
+                "maybe: unknown command; allowed: agent, check, top, trace",
             ),
             (
                 "--log.level",

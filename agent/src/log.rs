@@ -1,6 +1,9 @@
 //! The log, on standard error.
 
-use std::io::IsTerminal;
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+};
 
 use probes::{Reason, Status, Verdict};
 use tracing::{Level, level_filters::LevelFilter};
@@ -27,7 +30,7 @@ pub(crate) struct Log {
 
 /// What the lines of JSON are a layer upon.
 type Text = Layered<Filtered<Lines, reload::Layer<LevelFilter, Registry>, Registry>, Registry>;
-type Lines = fmt::Layer<Registry, DefaultFields, Format<Full>, fn() -> std::io::Stderr>;
+type Lines = fmt::Layer<Registry, DefaultFields, Format<Full>, fn() -> io::Stderr>;
 
 impl Log {
     /// From now on it logs so.
@@ -36,6 +39,12 @@ impl Log {
         let (text, json) = levels(level, format);
         let _ = self.text.reload(text);
         let _ = self.json.reload(json);
+    }
+
+    /// From now on it logs nothing.
+    pub(crate) fn off(&self) {
+        let _ = self.text.reload(LevelFilter::OFF);
+        let _ = self.json.reload(LevelFilter::OFF);
     }
 }
 
@@ -50,15 +59,18 @@ fn levels(level: Level, format: LogFormat) -> (LevelFilter, LevelFilter) {
 
 /// Starts logging. Of a second call comes what changes nothing.
 pub(crate) fn init(level: Level, format: LogFormat) -> Log {
-    let stderr: fn() -> std::io::Stderr = std::io::stderr;
+    let stderr: fn() -> io::Stderr = io::stderr;
     let (text_level, json_level) = levels(level, format);
     let (text_level, text) = reload::Layer::new(text_level);
     let (json_level, json) = reload::Layer::new(json_level);
+    // Standard error may be closed: what cannot be said there cannot be complained of there.
     let text_lines = fmt::layer()
+        .log_internal_errors(false)
         .with_target(false)
         .with_writer(stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(io::stderr().is_terminal());
     let json_lines = fmt::layer()
+        .log_internal_errors(false)
         .json()
         .flatten_event(true)
         .with_target(false)
@@ -68,6 +80,12 @@ pub(crate) fn init(level: Level, format: LogFormat) -> Log {
         .with(json_lines.with_filter(json_level))
         .try_init();
     Log { text, json }
+}
+
+/// Tells a person something, on standard error. That nobody reads it is no reason to end, let alone to abort, as with
+/// `eprintln!`.
+pub(crate) fn say(message: impl Display) {
+    let _ = writeln!(io::stderr(), "sentry: {message}");
 }
 
 /// Says what became of a probe.

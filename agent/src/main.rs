@@ -2,6 +2,8 @@
 //!
 //! This file is the wiring, in the order of the data.
 #![forbid(unsafe_code)]
+// They panic where nobody reads, which aborts.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod attach;
 mod check;
@@ -13,10 +15,12 @@ mod log;
 mod privileges;
 mod reload;
 mod summary;
+mod top;
+mod trace;
 mod views;
 
 use std::{
-    env,
+    env, fs,
     io::{IsTerminal, Write},
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -32,6 +36,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
 };
+use tracing::Level;
 
 use crate::{
     attach::AttachError,
@@ -72,22 +77,30 @@ const WALK_INTERVAL: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     probes::bound_allocator();
     // A signal to reload must not end the agent, however early it comes.
-    let outcome = Runtime::new().and_then(|runtime| {
+    let outcome = Started::new().and_then(|started| {
         Ok(match load() {
             Ok(Command::Check(config, format)) => check::run(&config, format)?,
-            Ok(Command::Agent(config)) => run(&config, runtime).map(|()| ExitCode::SUCCESS)?,
+            Ok(Command::Top(config, options)) => {
+                show(&config, &options, started).map(|()| ExitCode::SUCCESS)?
+            }
+            Ok(Command::Trace(config, options)) => {
+                stream(&config, &options, started).map(|()| ExitCode::SUCCESS)?
+            }
+            Ok(Command::Agent(config)) => run(&config, started).map(|()| ExitCode::SUCCESS)?,
             Err(error) => error.report(),
         })
     });
     outcome.unwrap_or_else(|error| {
-        eprintln!("sentry: {error:#}");
+        log::say(format_args!("{error:#}"));
         let attach = error.downcast_ref::<AttachError>();
         let watch = error.downcast_ref::<kubernetes::Error>();
         let authorities = error.downcast_ref::<otlp::Error>();
+        let trace = error.downcast_ref::<trace::Error>();
         if attach.is_some_and(AttachError::is_bad_setting)
             || error.is::<WebConfigError>()
             || watch.is_some_and(kubernetes::Error::is_bad_setting)
             || authorities.is_some()
+            || trace.is_some_and(trace::Error::is_bad_setting)
         {
             ExitCode::from(config::BAD_SETTING)
         } else {
@@ -106,23 +119,43 @@ fn load() -> Result<Command, config::Error> {
 }
 
 /// Where the agent runs, and the signals that it is told by to reload.
-struct Runtime {
+struct Started {
     runtime: tokio::runtime::Runtime,
     hangup: Signal,
+    /// Whether whoever started it had it ignore that signal, as `nohup` does.
+    ignores_hangup: bool,
 }
 
-impl Runtime {
+impl Started {
     fn new() -> anyhow::Result<Self> {
+        let ignores_hangup = ignores_hangup();
         let runtime = expose::runtime().context("cannot start the runtime")?;
         let hangup = {
             let _within = runtime.enter();
             signal(SignalKind::hangup()).context("SIGHUP")?
         };
-        Ok(Self { runtime, hangup })
+        Ok(Self {
+            runtime,
+            hangup,
+            ignores_hangup,
+        })
     }
 }
 
-fn run(config: &Config, Runtime { runtime, hangup }: Runtime) -> anyhow::Result<()> {
+/// Whether this process was started so that it ignores SIGHUP, the first of the signals.
+fn ignores_hangup() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 == 1)
+}
+
+fn run(
+    config: &Config,
+    Started {
+        runtime, hangup, ..
+    }: Started,
+) -> anyhow::Result<()> {
     let log = log::init(config.log_level, config.log_format);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -131,6 +164,114 @@ fn run(config: &Config, Runtime { runtime, hangup }: Runtime) -> anyhow::Result<
     let outcome = runtime.block_on(agent(config, hangup, log));
     runtime.shutdown_background();
     outcome
+}
+
+/// Shows on the terminal what an agent knows: one that runs, or this process without a server.
+fn show(
+    config: &Config,
+    options: &top::Options,
+    Started {
+        runtime, hangup, ..
+    }: Started,
+) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        std::io::stdout().is_terminal(),
+        "top needs a terminal; an agent says the same as JSON: /api/v1/workloads"
+    );
+    let outcome = runtime.block_on(async {
+        let agent = match &options.url {
+            Some(url) => Some(top::Source::agent(url)?),
+            None => top::Source::on_this_host(config.listen).await?,
+        };
+        // Held as long as it is shown.
+        let (source, _run_stats) = match agent {
+            Some(agent) => (agent, None),
+            None => own(config)?,
+        };
+        top::run(source, options.interval, hangup).await
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Prints events as they happen, by a probe of its own.
+fn stream(
+    config: &Config,
+    options: &trace::Options,
+    Started {
+        runtime,
+        hangup,
+        ignores_hangup,
+    }: Started,
+) -> anyhow::Result<()> {
+    log::init(config.log_level.min(Level::WARN), config.log_format);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    privileges::raise()?;
+    let config = &options.config(config);
+    let filter = options.filter(&config.sysfs)?;
+    let outcome = runtime.block_on(async {
+        let attach::Attached {
+            mut kernel,
+            cgroup_events,
+            mounts,
+            gpu: mut follower,
+            ..
+        } = attach::attach(config, Some(&filter))?;
+        // What follows CUDA has its verdict once it has looked for it.
+        let traced = follower
+            .as_mut()
+            .map(|follower| trace::Stream::follow(follower, &filter));
+        if let Some(follower) = &follower {
+            attach::follow_status(&mut kernel, follower);
+        }
+        say_verdicts(config, &kernel)?;
+        let stream = match traced {
+            Some(stream) => stream?,
+            None => trace::Stream::open(&mut kernel, &filter)?,
+        };
+        reduce_privileges(config, None, &kernel)?;
+        let names = Arc::new(name(config, cgroup_events, mounts)?);
+        let follows = follow_names(&names, &Arc::default())?;
+        if let Some(follower) = follower {
+            spawn("gpu", move || trace_gpu(follower))?;
+        }
+        let hangup = (!ignores_hangup).then_some(hangup);
+        trace::run(kernel, stream, (names, follows), options, config, hangup).await
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+/// What this process knows by probes of its own. The log then is off if it would be written over the screen.
+fn own(config: &Config) -> anyhow::Result<(top::Source, Option<OwnedFd>)> {
+    let log = log::init(config.log_level.min(Level::WARN), config.log_format);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    privileges::raise()?;
+    let run_stats = run_stats(config)?;
+    let Observed { collector, history } = observe(config, None, SystemTime::now())?;
+    let metrics = Metrics(Source {
+        collector: Arc::clone(&collector),
+        http: Arc::default(),
+        procfs: config.procfs.clone(),
+        shape: Mutex::new(Arc::new(Shape::new(config))),
+        run_stats: config.bpf_stats,
+        reloads: Arc::new(reload::Stats::new()),
+        otlp: None,
+    });
+    let views = Views {
+        collector,
+        history,
+        metrics: Arc::new(metrics),
+        node: config.node.clone(),
+    };
+    if std::io::stderr().is_terminal() {
+        log.off();
+    }
+    Ok((top::Source::Own(Arc::new(views)), run_stats))
 }
 
 async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> {
@@ -145,43 +286,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     // Held as long as the agent runs.
     let _run_stats = run_stats(config)?;
 
-    // kernel -> mapped cells
-    let attach::Attached {
-        kernel,
-        exemplars,
-        cgroup_events,
-        mounts,
-        gpu: follower,
-    } = attach::attach(config)?;
-    say_verdicts(config, &kernel)?;
-    // No thread was made so far, and all that are have what this one keeps.
-    reduce_privileges(config, web.as_deref(), &kernel)?;
-
-    // cgroup ids -> names
-    let names = Arc::new(name(config, cgroup_events, mounts)?);
-    let news = Arc::new(Notify::new());
-    let follows = follow_names(&names, &news)?;
-
-    // programs that use CUDA -> mapped tables
-    let gpu = follower.as_ref().map(Follower::gpu);
-    if let Some(follower) = follower {
-        let news = Arc::clone(&news);
-        spawn("gpu", move || follow_gpu(follower, &news))?;
-    }
-
-    // cells, tables and names -> totals
-    let collector = Arc::new(Mutex::new(Collector::new(
-        started_at,
-        kernel,
-        exemplars,
-        gpu,
-        Arc::clone(&names),
-        config,
-    )));
-    let history = Arc::new(Mutex::new(History::new(Instant::now())));
-    let recorder = Recorder::new(Arc::clone(&history), config.procfs.clone());
-    let upkeep = maintain(Arc::clone(&collector), recorder, names, news, follows);
-    tokio::spawn(upkeep);
+    let Observed { collector, history } = observe(config, web.as_deref(), started_at)?;
     if std::io::stdout().is_terminal() {
         tokio::spawn(summarise(Arc::clone(&collector)));
     }
@@ -249,6 +354,58 @@ fn say_verdicts(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
     Ok(attach::forced_hooks_left_something(config, &statuses)?)
 }
 
+/// What is known of workloads, kept current.
+struct Observed {
+    collector: Arc<Mutex<Collector>>,
+    history: Arc<Mutex<History>>,
+}
+
+/// Attaches the probes, and from then on collects and names what they count.
+fn observe(
+    config: &Config,
+    web: Option<&WebConfig>,
+    started_at: SystemTime,
+) -> anyhow::Result<Observed> {
+    // kernel -> mapped cells
+    let attach::Attached {
+        kernel,
+        exemplars,
+        cgroup_events,
+        mounts,
+        gpu: follower,
+    } = attach::attach(config, None)?;
+    say_verdicts(config, &kernel)?;
+    // No thread was made so far, and all that are have what this one keeps.
+    reduce_privileges(config, web, &kernel)?;
+
+    // cgroup ids -> names
+    let names = Arc::new(name(config, cgroup_events, mounts)?);
+    let news = Arc::new(Notify::new());
+    let follows = follow_names(&names, &news)?;
+
+    // programs that use CUDA -> mapped tables
+    let gpu = follower.as_ref().map(Follower::gpu);
+    if let Some(follower) = follower {
+        let news = Arc::clone(&news);
+        spawn("gpu", move || follow_gpu(follower, &news))?;
+    }
+
+    // cells, tables and names -> totals
+    let collector = Arc::new(Mutex::new(Collector::new(
+        started_at,
+        kernel,
+        exemplars,
+        gpu,
+        Arc::clone(&names),
+        config,
+    )));
+    let history = Arc::new(Mutex::new(History::new(Instant::now())));
+    let recorder = Recorder::new(Arc::clone(&history), config.procfs.clone());
+    let upkeep = maintain(Arc::clone(&collector), recorder, names, news, follows);
+    tokio::spawn(upkeep);
+    Ok(Observed { collector, history })
+}
+
 fn announce(address: SocketAddr, config: &Config, web: Option<&WebConfig>, started: Instant) {
     let tls = web.is_some_and(|web| web.current().tls.is_some());
     let scheme = if tls { "https" } else { "http" };
@@ -294,7 +451,12 @@ fn web(config: &Config, http: &Arc<HttpStats>) -> Result<Option<Arc<WebConfig>>,
 /// The configuration as it is by now.
 fn load_anew() -> Result<Config, String> {
     match load() {
-        Ok(Command::Agent(config) | Command::Check(config, _)) => Ok(config),
+        Ok(
+            Command::Agent(config)
+            | Command::Check(config, _)
+            | Command::Top(config, _)
+            | Command::Trace(config, _),
+        ) => Ok(config),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -399,6 +561,17 @@ fn follow_gpu(mut follower: Follower, news: &Notify) {
             news.notify_one();
         }
         follower.follow(FOLLOW_TIMEOUT);
+    }
+}
+
+/// The same for a trace: nobody reads the values of processes that have ended.
+fn trace_gpu(mut follower: Follower) {
+    let gpu = follower.gpu();
+    loop {
+        follower.follow(FOLLOW_TIMEOUT);
+        if let Err(error) = gpu.recycle_all() {
+            tracing::error!(%error, "places of CUDA processes that have ended are not given back");
+        }
     }
 }
 

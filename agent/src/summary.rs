@@ -102,7 +102,7 @@ fn part(name: &str, recent: &Totals, seconds: f64) -> String {
 }
 
 /// A duration for people, three digits.
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let (value, unit) = if seconds < 1e-3 {
         (seconds * 1e6, "us")
     } else if seconds < 1.0 {

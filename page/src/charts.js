@@ -1,7 +1,7 @@
 // Heatmaps, lines and timelines. Lines and axes are uPlot's; without it there are timelines alone.
 
 import { BUCKETS, edge, quantile, total } from './store.js';
-import { clock, count, duration, rate } from './format.js';
+import { clock, count, duration, inWords, rate } from './format.js';
 
 export const hasCharts = typeof globalThis.uPlot === 'function';
 
@@ -215,11 +215,21 @@ function range(bucket) {
   return `${duration(edge(bucket - 1))} – ${duration(edge(bucket))}`;
 }
 
+function bucketOf(seconds) {
+  let bucket = 0;
+  while (bucket < BUCKETS - 1 && seconds > edge(bucket)) bucket += 1;
+  return bucket;
+}
+
+/** Slow events that a tip names at most. */
+const BEHIND_FEW = 4;
+
 /** Durations over time: how many in each bucket, with p50 and p99. */
 export class Heatmap extends Chart {
   constructor(place, label) {
     super(place, 176, label);
     this.buckets = [];
+    this.slow = [];
     this.make({
       scales: {
         x: { time: true, range: () => span(this.store) },
@@ -238,14 +248,21 @@ export class Heatmap extends Chart {
     }, [[], [], []]);
   }
 
-  update(store, buckets) {
+  /** `slow`: events of which is known who was behind them, the slowest first. */
+  update(store, buckets, slow) {
     this.store = store;
     this.buckets = buckets;
+    this.slow = slow;
     const times = store.steps.map((step) => (step.end_ms - step.length_ms / 2) / 1000);
     const of = (wanted) => buckets.map((events) => events && quantile(events, wanted));
     this.plot.setData([times, of(0.5), of(0.99)]);
     this.fit();
     this.say();
+  }
+
+  during(at) {
+    const step = this.store.steps[at];
+    return this.slow.filter((event) => event.at_ms > step.end_ms - step.length_ms && event.at_ms <= step.end_ms);
   }
 
   limits() {
@@ -298,14 +315,19 @@ export class Heatmap extends Chart {
     const events = this.buckets[at];
     if (!events) return [this.time(at), 'nothing'];
     const lines = [this.time(at)];
+    let slow = this.during(at);
     if (seconds !== undefined) {
-      let bucket = 0;
-      while (bucket < BUCKETS - 1 && seconds > edge(bucket)) bucket += 1;
+      const bucket = bucketOf(seconds);
       lines.push(`${range(bucket)}: ${count(events[bucket])} of ${count(total(events))}`);
+      slow = slow.filter((event) => bucketOf(event.seconds) === bucket);
     } else {
       lines.push(`${count(total(events))} in all`);
     }
     lines.push(`p50 ${duration(quantile(events, 0.5))}, p99 ${duration(quantile(events, 0.99))}`);
+    lines.push(...slow.slice(0, BEHIND_FEW).map((event) => {
+      const { who, whom } = inWords(event);
+      return `${duration(event.seconds)}: ${[who, whom].filter((text) => text !== '–').join(', ')}`;
+    }));
     return lines;
   }
 }

@@ -62,6 +62,14 @@ export function ago(ms) {
   return `${Math.round(seconds / 86400)} days`;
 }
 
+/** What happened in a slow event, who did it, and to whom or where. */
+export function inWords({ of, exemplar }) {
+  const what = of.role === 'client' ? 'connect' : of.role === 'server' ? 'accept' : `${of.operation} on ${of.device}`;
+  const who = exemplar.pid ? `${exemplar.comm} (${exemplar.pid})` : '–';
+  const whom = exemplar.peer ?? (exemplar.sectors ? `sectors ${exemplar.sectors}` : '–');
+  return { what, who, whom };
+}
+
 /** What a workload is called, and where it is. */
 export function names(labels) {
   const path = labels.cgroup ?? '';

@@ -1,7 +1,7 @@
 // The page: what it is asked to show, what it reads from the agent, and where it puts it.
 
 import { Heatmap, Lines, Timeline, element, hasCharts, hideTip } from './charts.js';
-import { ago, bytes, clock, count, duration, names, rate, share } from './format.js';
+import { ago, bytes, clock, count, duration, inWords, names, rate, share } from './format.js';
 import { Store, quantile, sum, total } from './store.js';
 import { ORDERS, Table } from './table.js';
 
@@ -54,6 +54,7 @@ const node = new Store();
 let chosen = null;
 let status = null;
 let answeredAt = null;
+let events = [];
 let failing = null;
 let startedMs = null;
 
@@ -87,10 +88,11 @@ async function poll() {
     const wanted = state.workload;
     if (wanted && chosen?.workload !== wanted) chosen = Object.assign(new Store(), { workload: wanted });
     if (!wanted) chosen = null;
-    const asked = [read('workloads')];
+    const asked = [read('workloads'), read('events')];
     if (isDue(node)) asked.push(readSteps(node, null));
     if (chosen && isDue(chosen)) asked.push(readSteps(chosen, wanted));
-    const [workloads] = await Promise.all(asked);
+    const [workloads, slow] = await Promise.all(asked);
+    events = slow.events;
     answeredAt = Date.now();
     failing = null;
     table.update(workloads);
@@ -186,7 +188,7 @@ function heatmapPanel(title, what, rateName) {
     element('header', {}, element('h3', {}, title), ...Object.values(keys).map(({ place }) => place)), none, heat, lines);
   // uPlot measures the place where it draws.
   const made = { whole, charts: [], keys };
-  made.update = (store, buckets, more = '') => {
+  made.update = (store, buckets, slow, more = '') => {
     if (made.charts.length === 0 && hasCharts) {
       made.charts = [
         new Heatmap(heat, `${title}: ${what}, over the last 15 minutes`),
@@ -205,7 +207,7 @@ function heatmapPanel(title, what, rateName) {
     lines.hidden = isEmpty;
     none.textContent = store.steps.length === 0 ? COUNTING : 'None in the last 15 minutes.';
     if (isEmpty || !hasCharts) return;
-    made.charts[0].update(store, buckets);
+    made.charts[0].update(store, buckets, slow);
     const perSecond = buckets.map((events, at) => (events ? total(events) : 0) / (store.steps[at].length_ms / 1000));
     made.charts[1].update(store, [perSecond]);
   };
@@ -266,7 +268,7 @@ function showTcp(store) {
   $('tcp-note').textContent = isShort ? 'in busy steps quieter workloads have no history' : '';
   for (const [role, title] of [['client', 'Opened here (client)'], ['server', 'Accepted here (server)']]) {
     panel(place, `tcp ${role}`, () => heatmapPanel(title, 'durations of handshakes', role === 'client' ? 'connects' : 'accepts'))
-      .update(store, store.histogram(HANDSHAKE, { role }));
+      .update(store, store.histogram(HANDSHAKE, { role }), slowOf(HANDSHAKE, { role }));
   }
   const found = REASONS.filter((reason) => store.counter(FAILURES, { reason }).some((n) => n > 0));
   const reasons = found.length > 0 ? found : ['refused'];
@@ -279,6 +281,44 @@ function showTcp(store) {
   sweep(place);
 }
 
+// ---- Single events that were slow
+
+const EVENTS_FEW = 8;
+let allEvents = false;
+
+/** Those of a histogram, and of the workload that was chosen. */
+function slowOf(metric, labels) {
+  const wanted = Object.entries(labels);
+  return events.filter((event) => event.metric === metric && wanted.every(([name, value]) => event.of[name] === value)
+    && (!state.workload || event.id === state.workload));
+}
+
+function showEvents() {
+  const found = [...slowOf(HANDSHAKE, {}), ...slowOf(DISK, {})].sort((one, other) => other.seconds - one.seconds);
+  const shown = allEvents ? found : found.slice(0, EVENTS_FEW);
+  $('events').hidden = false;
+  const flags = ['tcp', 'disk'].filter(isOn).map((probe) => `--${probe}.exemplars auto`).join(' ');
+  const isAsked = status.probes.some((probe) => probe.exemplars_above_seconds !== undefined);
+  $('events-note').textContent = found.length > 0 ? 'the slowest of the last 15 minutes'
+    : isAsked ? 'none in the last 15 minutes' : flags ? `off: with ${flags} the agent says who was behind them` : '';
+  $('events-whole').hidden = found.length === 0;
+  $('more-events').hidden = found.length <= EVENTS_FEW;
+  $('more-events').textContent = allEvents ? `Show ${EVENTS_FEW}` : `Show all ${found.length} events`;
+  $('events-table').tBodies[0].replaceChildren(...shown.map((event) => {
+    const { what, who, whom } = inWords(event);
+    const called = names(event.labels);
+    const choice = element('button', { type: 'button', title: called.whole }, called.name);
+    choice.addEventListener('click', () => choose(event.id));
+    return element('tr', {},
+      element('td', {}, clock(event.at_ms)),
+      element('td', { class: 'number' }, duration(event.seconds)),
+      element('td', {}, what),
+      element('td', {}, who),
+      element('td', {}, whom),
+      element('td', {}, choice));
+  }));
+}
+
 let allDisks = false;
 
 function showDisk(store) {
@@ -289,7 +329,7 @@ function showDisk(store) {
   for (const device of shown) {
     const moved = recentRate(store, store.counter(DISK_BYTES, { device, ...by }));
     panel(place, `disk ${device}`, () => heatmapPanel(device, 'durations of block requests', 'IO'))
-      .update(store, store.histogram(DISK, { device, ...by }), ` · ${bytes(moved)}/s`);
+      .update(store, store.histogram(DISK, { device, ...by }), slowOf(DISK, { device, ...by }), ` · ${bytes(moved)}/s`);
   }
   sweep(place);
   const none = store.steps.length === 0 ? COUNTING : 'No disk I/O in the last 15 minutes.';
@@ -373,7 +413,7 @@ function showGpu(store) {
   if (rows.length > 0) {
     panel(place, 'timelines', timelinesPanel).update(node, rows.slice(0, TIMELINES_MAX));
     const gaps = store.histogram(GAPS, {});
-    panel(place, 'gaps', () => heatmapPanel('Starvation gaps', 'lengths of gaps that ended', 'gaps')).update(store, gaps);
+    panel(place, 'gaps', () => heatmapPanel('Starvation gaps', 'lengths of gaps that ended', 'gaps')).update(store, gaps, []);
   }
   sweep(place);
   const none = state.workload ? 'It has not used CUDA in the last 15 minutes.' : 'No program has used CUDA in the last 15 minutes; programs are found as they start.';
@@ -526,11 +566,12 @@ function show() {
     const known = row ?? (chosen?.known ? { name: 'a workload that is gone', where: '' } : null);
     $('filter-name').textContent = known ? [known.name, known.where].filter(Boolean).join(' · ') : 'a workload that is not known here';
   }
-  for (const id of ['overview', 'workloads', 'tcp', 'disk', 'gpu']) $(id).hidden = false;
+  for (const id of ['overview', 'workloads', 'tcp', 'disk', 'events', 'gpu']) $(id).hidden = false;
   showEmpty();
   showTiles(store);
   showTcp(store);
   showDisk(store);
+  showEvents();
   showGpu(store);
   showAgent();
 }
@@ -570,6 +611,10 @@ $('search').addEventListener('input', () => {
 $('filter-clear').addEventListener('click', () => choose(null));
 $('more-disks').addEventListener('click', () => {
   allDisks = !allDisks;
+  show();
+});
+$('more-events').addEventListener('click', () => {
+  allEvents = !allEvents;
   show();
 });
 addEventListener('keydown', (event) => {

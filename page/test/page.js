@@ -63,7 +63,8 @@ const scenarios = {
     const paint = await firstPaint(page);
     // Names are text, whatever they look like.
     for (const name of told.workloads) await row(page, name);
-    assert.notEqual((await row(page, told.workloads[0]))['Connects/s'], '0');
+    const busy = await row(page, told.workloads[0]);
+    assert.notEqual(busy['Connects/s'], '0', JSON.stringify(busy));
 
     // Exact values under the pointer, and for those who have none.
     const heatmap = page.locator('#tcp-panels .chart').first();
@@ -85,6 +86,24 @@ const scenarios = {
     await timeline.focus();
     await page.keyboard.press('End');
     assert.match(await timeline.getAttribute('aria-valuetext'), /busy [\d.]+ %, starved [\d.]+ %, idle [\d.]+ %/);
+
+    // Who is behind what is slow: in the table, and in what a heatmap says of a step.
+    await page.locator('#events-table tbody tr').first().waitFor(PATIENCE);
+    await page.locator('#more-events').click();
+    const slow = await page.$$eval('#events-table tbody tr', (rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
+    const isConnect = ([, , what, who, whom]) => what === 'connect' && /^load \(\d+\)$/.test(who) && /^127\.0\.0\.1:\d+$/.test(whom);
+    const isRead = ([, , what, who, whom]) => what === `read on ${told.device}` && /^load \(\d+\)$/.test(who) && /^sectors \d+-\d+$/.test(whom);
+    assert.ok(slow.some(isConnect) && slow.some(isRead), JSON.stringify(slow));
+    const took = slow.map(([, seconds]) => Number.parseFloat(seconds) * { s: 1e6, ms: 1e3, µs: 1 }[seconds.split(' ')[1]]);
+    assert.deepEqual(took, [...took].sort((one, other) => other - one));
+    await heatmap.focus();
+    await page.keyboard.press('End');
+    const said = [];
+    while (!/(µs|ms|s): load \(\d+\), 127\.0\.0\.1:\d+/.test(said.at(-1)) && said.length < 90) {
+      said.push(await heatmap.getAttribute('aria-valuetext'));
+      await page.keyboard.press('ArrowLeft');
+    }
+    assert.ok(said.length < 90, said.join('; '));
 
     // Sorted by a click, and the address says so.
     await page.getByRole('button', { name: 'Failed/s' }).click();

@@ -16,8 +16,9 @@ struct event_origin {
 };
 
 /* Places for who began what is under way: another may take one, and the process is unknown then.
- * While 1,000 others begin, one in nine loses its place. */
+ * While 1,000 others begin, one in nine loses its place; of a stream one in 260. */
 #define EVENT_PLACE_BITS 13
+#define EVENT_STREAM_PLACE_BITS 18
 
 /* Such a place. */
 struct event_place {
@@ -26,6 +27,12 @@ struct event_place {
 	char comm[EVENT_COMM_BYTES];
 	/* In the upper half when it began: see EVENT_TIME_SHIFT. */
 	__u64 pid_and_begun;
+};
+
+/* A cgroup that a stream is asked for, as a key has it. */
+struct event_cgroup {
+	__u64 cgroup_id;
+	__u64 hierarchy;
 };
 
 /* The head of every event. What the probe has to say of it follows. */

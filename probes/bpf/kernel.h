@@ -73,10 +73,13 @@ struct in6_addr {
 /* include/net/sock.h */
 struct sock_common {
 	__u32 skc_daddr;
+	__u32 skc_rcv_saddr;
 	__u16 skc_dport;
 	unsigned short skc_family;
 	unsigned char skc_state;
+	unsigned long skc_flags;
 	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
 };
 
 struct socket;
@@ -90,12 +93,25 @@ struct sock {
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
+/* include/net/inet_sock.h; `skc_num` is 0 by the time that a socket is closed, this is not. */
+struct inet_sock {
+	__u16 inet_sport;
+};
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+};
+
 /* include/linux/tcp.h; `total_rto_time` (ms) came with commit 3868ab0f1925
  * ("tcp: new TCP_INFO stats for RTO events", 6.7). */
 struct tcp_sock {
+	struct inet_connection_sock inet_conn;
 	__u32 srtt_us;
 	__u32 total_retrans;
 	__u32 segs_out;
+	__u64 bytes_received;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
 	__u32 total_rto_time;
 };
 

@@ -1,24 +1,25 @@
 //! Single events, for those who ask: what the programs send through a ring for each CPU.
 
 use std::{
+    borrow::Cow,
     mem::offset_of,
     time::{Duration, SystemTime},
 };
 
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{HashMap, MapData, MapError, RingBuf};
 
 use crate::{
-    PROBES, SeriesKey,
-    load::EVENT_RING_BYTES,
-    monotonic_ns,
+    PROBES, SeriesKey, Workload, gpu, monotonic_ns,
     wire::{self, event, event_origin, series_key},
 };
 
-/// Something that was slow, and who and what is behind it.
+/// Something that was slow, or that a stream was asked for, and who and what is behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// When it ended.
     pub ended: SystemTime,
+    /// How long it took, in nanoseconds, where that is known.
+    pub duration_ns: Option<u64>,
     /// The series that counts it.
     pub key: SeriesKey,
     /// The process that began it, and the name of its thread, where that is known.
@@ -34,6 +35,63 @@ pub struct EventDetail {
     pub timings_ns: Vec<(usize, u64)>,
     /// What it was about, by names as of labels.
     pub labels: Vec<(&'static str, String)>,
+    /// Its role or operation, as the metrics have it.
+    pub what: (&'static str, &'static str),
+    /// `ok`, or why it failed, as the metrics have it; of a gap what it counts as.
+    pub outcome: Cow<'static, str>,
+    /// How much of what, by name.
+    pub numbers: Vec<(&'static str, u64)>,
+}
+
+/// Which events a stream has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamFilter {
+    /// Those that this process began.
+    pub pid: Option<u32>,
+    /// Those of this TCP port, at either end.
+    pub port: Option<u16>,
+    /// Those of this disk, by its number in a [`SeriesKey`]; of a GPU by its CUDA ordinal.
+    pub device: Option<u32>,
+    /// Those of cgroups that are told by [`StreamCgroups::add`], and of those below them.
+    pub by_cgroup: bool,
+    /// TCP connections that close, in place of handshakes and of connects that fail. It takes
+    /// [`crate::Programs::open_closed`].
+    pub closed: bool,
+}
+
+impl StreamFilter {
+    /// The programs' constants; of none a stream sees nothing.
+    pub(crate) fn constants(filter: Option<&Self>) -> [(&'static str, u32); 6] {
+        let of = filter.copied().unwrap_or_default();
+        [
+            ("event_streams", filter.is_some().into()),
+            ("event_filter_pid", of.pid.unwrap_or(0)),
+            ("event_filter_port", of.port.unwrap_or(0).into()),
+            ("event_filter_device", of.device.unwrap_or(0)),
+            ("event_filter_cgroup", of.by_cgroup.into()),
+            ("tcp_closed", of.closed.into()),
+        ]
+    }
+}
+
+/// The cgroups whose events a stream has.
+pub struct StreamCgroups(pub(crate) HashMap<MapData, [u64; 2], u32>);
+
+impl std::fmt::Debug for StreamCgroups {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamCgroups").finish_non_exhaustive()
+    }
+}
+
+impl StreamCgroups {
+    /// Has the stream show the events of a cgroup and of those below it.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn add(&mut self, cgroup: Workload) -> Result<(), MapError> {
+        let key = [cgroup.cgroup_id, cgroup.hierarchy.into()];
+        self.0.insert(key, 1, 0)
+    }
 }
 
 /// How a probe tells of single events.
@@ -43,6 +101,8 @@ pub struct EventSource {
     pub slow_ns: u16,
     /// The own counter of events that found their ring full.
     pub lost: u16,
+    /// The own counter of events that a stream by process leaves out though they may be that process's.
+    pub unknown: u16,
     /// Reads what follows the head of a record.
     pub(crate) detail: fn(&SeriesKey, u64, Fields) -> Option<EventDetail>,
 }
@@ -76,25 +136,27 @@ impl Fields<'_> {
     }
 }
 
-/// Of a ring at a time: more than one of the usual size can hold.
-const MOST_RECORDS: usize = EVENT_RING_BYTES as usize / size_of::<event>();
-
 /// The rings.
 pub struct Events {
     rings: Vec<RingBuf<MapData>>,
+    /// Records that are taken of a ring at a time: more than it can hold.
+    most: usize,
 }
 
 impl std::fmt::Debug for Events {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Events")
             .field("rings", &self.rings.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
 impl Events {
-    pub(crate) fn new(rings: Vec<RingBuf<MapData>>) -> Self {
-        Self { rings }
+    pub(crate) fn new(rings: Vec<RingBuf<MapData>>, ring_bytes: u32) -> Self {
+        Self {
+            rings,
+            most: ring_bytes as usize / size_of::<event>(),
+        }
     }
 
     /// Takes what is there, of each CPU in its order: no more than a ring holds, for others may come as fast. A record
@@ -102,7 +164,7 @@ impl Events {
     pub fn take(&mut self, mut each: impl FnMut(Event)) {
         let (now, now_ns) = (SystemTime::now(), monotonic_ns());
         for ring in &mut self.rings {
-            for _ in 0..MOST_RECORDS {
+            for _ in 0..self.most {
                 let Some(record) = ring.next() else {
                     break;
                 };
@@ -132,10 +194,21 @@ fn decode(record: Fields, now: SystemTime, now_ns: u64) -> Option<Event> {
     )?;
     let probe = PROBES.iter().find(|probe| probe.number == key.kind >> 4)?;
     let duration_ns = record.u64(offset_of!(event, duration_ns))?;
-    let detail = (probe.events.as_ref()?.detail)(&key, duration_ns, record)?;
-    let ago = now_ns.saturating_sub(record.u64(offset_of!(event, ended_ns))?);
+    let read = match &probe.events {
+        Some(source) => source.detail,
+        None if probe.number == gpu::PROBE.number => gpu::event_detail,
+        None => return None,
+    };
+    let detail = read(&key, duration_ns, record)?;
+    let ended_ns = record.u64(offset_of!(event, ended_ns))?;
+    let (ago, since) = (
+        now_ns.saturating_sub(ended_ns),
+        // It came while the ring was read.
+        ended_ns.saturating_sub(now_ns),
+    );
     Some(Event {
-        ended: now.checked_sub(Duration::from_nanos(ago))?,
+        ended: now.checked_sub(Duration::from_nanos(ago))? + Duration::from_nanos(since),
+        duration_ns: (duration_ns > 0).then_some(duration_ns),
         key,
         process: (pid != 0).then_some((pid, comm)),
         detail,
@@ -149,8 +222,10 @@ mod tests {
 
     use super::*;
     use crate::wire::{
-        DISK_KIND_IO, DISK_OPERATION_FLUSH, DISK_OPERATION_WRITE, TCP_KIND_HANDSHAKE,
-        disk_slow_event, tcp_slow_event,
+        DISK_KIND_ERROR, DISK_KIND_IO, DISK_OPERATION_FLUSH, DISK_OPERATION_WRITE, GPU_CALL_MALLOC,
+        GPU_CALLS, GPU_KIND_FAILURE, GPU_KIND_GAP, TCP_KIND_FAILURE, TCP_KIND_HANDSHAKE,
+        TCP_KIND_UNMEASURED, TCP_REASON_TIMEOUT, TCP_ROLE_SERVER, disk_slow_event, gpu_told,
+        tcp_slow_event,
     };
 
     const NOW_NS: u64 = 9_000;
@@ -185,8 +260,9 @@ mod tests {
         decode(Fields(record), UNIX_EPOCH + Duration::from_secs(60), NOW_NS)
     }
 
+    /// As exemplars have it.
     fn tcp(family: i32, peer: &[u8]) -> Vec<u8> {
-        let mut record = record(TCP_KIND_HANDSHAKE, 0, size_of::<tcp_slow_event>());
+        let mut record = record(TCP_KIND_HANDSHAKE, 0, offset_of!(tcp_slow_event, local));
         let mut put = |offset: usize, bytes: &[u8]| {
             record[offset..offset + bytes.len()].copy_from_slice(bytes);
         };
@@ -215,6 +291,7 @@ mod tests {
         let record = tcp(libc::AF_INET, &[10, 0, 0, 7]);
         let expected = Event {
             ended: UNIX_EPOCH + Duration::from_secs(60) - Duration::from_nanos(500),
+            duration_ns: Some(300),
             key: SeriesKey {
                 cgroup_id: 77,
                 device: 5,
@@ -226,9 +303,65 @@ mod tests {
             detail: EventDetail {
                 timings_ns: vec![(0, 300)],
                 labels: vec![("peer", "10.0.0.7:443".to_owned())],
+                what: ("role", "client"),
+                outcome: "ok".into(),
+                numbers: vec![("syn_retransmits", 0)],
             },
         };
         assert_eq!(decoded(&record), Some(expected));
+    }
+
+    #[test]
+    fn a_stream_has_both_ends_and_what_failed() {
+        let mut record = tcp(libc::AF_INET, &[10, 0, 0, 7]);
+        record.resize(size_of::<tcp_slow_event>(), 0);
+        let mut put = |offset: usize, bytes: &[u8]| {
+            record[offset..offset + bytes.len()].copy_from_slice(bytes);
+        };
+        put(offset_of!(tcp_slow_event, local), &[10, 0, 0, 1]);
+        let port = offset_of!(tcp_slow_event, local_port);
+        put(port, &40000u16.to_ne_bytes());
+        let retransmits = offset_of!(tcp_slow_event, retransmits);
+        put(retransmits, &2u32.to_ne_bytes());
+        let key = offset_of!(event, key);
+        let detail = key + offset_of!(series_key, detail);
+        let kind = key + offset_of!(series_key, kind);
+        put(kind, &[TCP_KIND_FAILURE as u8]);
+        put(detail, &[TCP_REASON_TIMEOUT as u8]);
+        let event = decoded(&record).unwrap();
+        assert_eq!(event.duration_ns, Some(300));
+        let expected = EventDetail {
+            timings_ns: vec![],
+            labels: vec![
+                ("peer", "10.0.0.7:443".to_owned()),
+                ("local", "10.0.0.1:40000".to_owned()),
+            ],
+            what: ("role", "client"),
+            outcome: "timeout".into(),
+            numbers: vec![("syn_retransmits", 2)],
+        };
+        assert_eq!(event.detail, expected);
+        record[kind] = TCP_KIND_UNMEASURED as u8;
+        record[detail] = TCP_ROLE_SERVER as u8;
+        record[offset_of!(event, duration_ns)..][..8].fill(0);
+        let event = decoded(&record).unwrap();
+        assert_eq!(event.duration_ns, None);
+        assert_eq!(event.detail.timings_ns, []);
+        assert_eq!(event.detail.what, ("role", "server"));
+        assert_eq!(event.detail.outcome, "ok");
+    }
+
+    #[test]
+    fn a_request_that_failed() {
+        let mut record = disk(DISK_OPERATION_WRITE, 200, 4096);
+        let key = offset_of!(event, key);
+        record[key + offset_of!(series_key, kind)] = DISK_KIND_ERROR as u8;
+        // BLK_STS_MEDIUM
+        record[key + offset_of!(series_key, detail)] = (DISK_OPERATION_WRITE << 5 | 7) as u8;
+        let detail = decoded(&record).unwrap().detail;
+        assert_eq!(detail.what, ("operation", "write"));
+        assert_eq!(detail.outcome, "medium");
+        assert_eq!(detail.numbers, [("sector", 2048), ("bytes", 4096)]);
     }
 
     #[test]
@@ -271,6 +404,37 @@ mod tests {
         ] {
             assert_eq!(detail(&record), expected);
         }
+    }
+
+    #[test]
+    fn gaps_and_failed_calls() {
+        let mut gap = record(GPU_KIND_GAP, 0, size_of::<gpu_told>());
+        let expected = |outcome: &'static str, ns: u64| EventDetail {
+            timings_ns: vec![(3, ns)],
+            labels: vec![("device", "4".to_owned())],
+            what: ("event", "gap"),
+            outcome: outcome.into(),
+            numbers: Vec::new(),
+        };
+        assert_eq!(decoded(&gap).unwrap().detail, expected("starved", 300));
+        for (ns, outcome) in [(1_000_000_000, "starved"), (1_000_000_001, "idle")] {
+            gap[offset_of!(event, duration_ns)..][..8].copy_from_slice(&u64::to_ne_bytes(ns));
+            let event = decoded(&gap).unwrap();
+            assert_eq!(event.duration_ns, Some(ns));
+            assert_eq!(event.detail, expected(outcome, ns));
+        }
+        let mut call = record(GPU_KIND_FAILURE, GPU_CALL_MALLOC, size_of::<gpu_told>());
+        call[offset_of!(gpu_told, code)..][..4].copy_from_slice(&2u32.to_ne_bytes());
+        let detail = decoded(&call).unwrap().detail;
+        assert_eq!(detail.what, ("call", "malloc"));
+        assert_eq!(detail.outcome, "2");
+        assert_eq!((detail.labels, detail.timings_ns), (Vec::new(), Vec::new()));
+        let unknown = record(GPU_KIND_FAILURE, GPU_CALLS, size_of::<gpu_told>());
+        assert_eq!(decoded(&unknown), None);
+        // Of no device.
+        let device = offset_of!(event, key) + offset_of!(series_key, device);
+        gap[device..][..4].fill(0);
+        assert_eq!(decoded(&gap), None);
     }
 
     #[test]

@@ -12,6 +12,8 @@ mod disk;
 mod event;
 pub mod gpu;
 mod hook;
+#[cfg(test)]
+mod instructions;
 mod load;
 mod pool;
 mod record;
@@ -23,9 +25,10 @@ mod tcp;
 mod wire;
 
 pub use btf::own_types;
-pub use event::{Event, EventDetail, EventSource, Events};
+pub use event::{Event, EventDetail, EventSource, Events, StreamCgroups, StreamFilter};
 pub use load::{
-    Installed, Kernel, LoadError, Programs, Request, RunStats, attach, enable_run_stats,
+    EVENT_RING_BYTES, Installed, Kernel, LoadError, Programs, Request, RunStats, attach,
+    enable_run_stats,
 };
 pub use pool::{Cells, Histogram, PoolError};
 pub use series::{SeriesError, SeriesTable};

@@ -19,13 +19,13 @@ use aya_obj::generated::{BPF_F_INNER_MAP, bpf_map_type};
 
 use crate::{
     Cells, Events, OwnCounter, PoolError, Probe, Reason, Rung, Sample, SeriesError, SeriesTable,
-    Status, Table, TableKind, Verdict, btf, cgroup,
+    Status, StreamCgroups, StreamFilter, Table, TableKind, Verdict, btf, cgroup,
     hook::{self, Host, Link, chain},
     pool::map_memory_bytes,
     record::{self, Field},
     series::slot_count,
     spec::{Fallback, Hook, PassedOver, Program, Refusal, Variant},
-    wire,
+    tcp, wire,
 };
 
 /// What to attach.
@@ -44,6 +44,8 @@ pub struct Request<'a> {
     pub task_hierarchy: Option<u16>,
     /// The types of a kernel that has none of its own: BTF as in `/sys/kernel/btf/vmlinux`.
     pub btf: Option<&'a Path>,
+    /// Whether each event can be asked for, those that failed among them, and which; else it is those that are slow.
+    pub stream: Option<&'a StreamFilter>,
 }
 
 /// Nothing at all can be attached.
@@ -155,6 +157,13 @@ impl Installed {
         Some(self.counters + source.lost)
     }
 
+    /// The counter of events that a stream by process has left out though they may be that process's.
+    #[must_use]
+    pub fn events_unknown(&self) -> Option<u16> {
+        let source = self.probe.events.as_ref()?;
+        Some(self.counters + source.unknown)
+    }
+
     pub(crate) fn slow_cell(&self) -> Option<u16> {
         let source = self.probe.events.as_ref()?;
         Some(self.counters + source.slow_ns)
@@ -187,6 +196,8 @@ pub struct RunStats {
 /// The programs in the kernel.
 pub struct Programs {
     ebpf: Ebpf,
+    /// Whether each event can be asked for.
+    streams: bool,
     loaded: Vec<Loaded>,
 }
 
@@ -212,11 +223,12 @@ impl fmt::Debug for Programs {
     }
 }
 
-/// Bytes of a CPU's ring of events: mostly the least that a ring can have, a page, and room for 46 until the agent comes.
-pub(crate) const EVENT_RING_BYTES: u32 = 4096;
+/// Bytes of a CPU's ring of slow events: mostly the least that a ring can have, a page, and room for 46 until the agent
+/// comes.
+pub const EVENT_RING_BYTES: u32 = 4096;
 
 /// The processes of connects and requests under way.
-const EVENT_ORIGINS: &Table = &Table {
+const EVENT_ORIGINS: Table = Table {
     slot: "event_origins",
     key_bytes: size_of::<u32>() as u32,
     value_bytes: size_of::<wire::event_place>() as u32,
@@ -224,8 +236,24 @@ const EVENT_ORIGINS: &Table = &Table {
     kind: TableKind::Array,
 };
 
+/// The same for a stream.
+const EVENT_STREAM_ORIGINS: Table = Table {
+    entries: 1 << wire::EVENT_STREAM_PLACE_BITS,
+    ..EVENT_ORIGINS
+};
+
+/// The cgroups whose events are asked for. One takes a part of a table that is made for all of them at once.
+const EVENT_CGROUPS: &Table = &Table {
+    slot: "event_cgroups",
+    key_bytes: size_of::<wire::event_cgroup>() as u32,
+    value_bytes: size_of::<u32>() as u32,
+    entries: 1024,
+    kind: TableKind::Hash,
+};
+
 /// The object, aligned as its parser wants it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes.bpf.o"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes.bpf.o"));
 
 /// Switches the kernel's statistics of program runs on while the descriptor is open. They cost
 /// two clock reads a run, for every program on the host.
@@ -513,6 +541,10 @@ impl Layout {
         for (name, value) in &constants {
             loader.override_global(name, value, true);
         }
+        let stream = StreamFilter::constants(request.stream);
+        for (name, value) in &stream {
+            loader.override_global(name, value, true);
+        }
         for step in ladders.iter().filter_map(|ladder| ladder.steps.first()) {
             for (variable, field) in &step.fields {
                 loader.override_global(variable, field, true);
@@ -547,6 +579,7 @@ impl Layout {
             series,
             map_memory_bytes,
             programs: Programs {
+                streams: request.stream.is_some(),
                 ebpf,
                 loaded: Vec::new(),
             },
@@ -798,6 +831,19 @@ impl Programs {
         }
     }
 
+    /// Attaches a probe's second hook, if it has one, before anything calls for it: a stream's times are those of the
+    /// hook, once [`crate::Cells::call_for_second`] has told the first. The verdict stays what it is.
+    ///
+    /// # Errors
+    /// The kernel's refusal: times are then those that the probe's first hook tells.
+    pub fn attach_second(&mut self, installed: &mut Installed) -> Result<(), Refusal> {
+        let Some(fallback) = &installed.probe.fallback else {
+            return Ok(());
+        };
+        installed.fallback_tried = true;
+        self.fallback(fallback, installed.rung.fallback).map(drop)
+    }
+
     fn fallback(
         &mut self,
         fallback: &Fallback,
@@ -826,18 +872,27 @@ impl Programs {
         outcome
     }
 
-    /// Makes the rings of events, one for each CPU, and the table of who began what is under way. Returns their names
-    /// and memory in bytes as well. They stay as long as the programs do.
+    /// Makes the rings of events, one of so many bytes for each CPU (a power of two, and a page at least), and the table
+    /// of who began what is under way. Returns their names and memory in bytes as well. They stay as long as the
+    /// programs do.
     ///
     /// # Errors
     /// When the kernel gives no memory for them.
-    pub fn open_events(&mut self) -> Result<(Events, Vec<(String, u64)>), Refusal> {
+    pub fn open_events(
+        &mut self,
+        ring_bytes: u32,
+    ) -> Result<(Events, Vec<(String, u64)>), Refusal> {
         // First, for it alone can be replaced: rings are held by their slots.
-        let origins = self.new_table(EVENT_ORIGINS)?;
-        let bytes = EVENT_RING_BYTES.max(page_bytes());
+        let origins = if self.streams {
+            EVENT_STREAM_ORIGINS
+        } else {
+            EVENT_ORIGINS
+        };
+        let origins = self.new_table(&origins)?;
+        let ring_bytes = ring_bytes.max(page_bytes());
         let ring = || {
             let kind = bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
-            aya_obj::Map::new_from_params(kind, 0, 0, bytes, 0)
+            aya_obj::Map::new_from_params(kind, 0, 0, ring_bytes, 0)
         };
         let cpus = possible_cpus().map_err(|error| map_error(&chain(&error)))?;
         let mut rings = Vec::new();
@@ -850,7 +905,26 @@ impl Programs {
         }
         let mut memory = vec![("events_rings".to_owned(), bytes)];
         memory.extend(origins);
-        Ok((Events::new(rings), memory))
+        Ok((Events::new(rings, ring_bytes), memory))
+    }
+
+    /// Makes the table of cgroups that a stream by cgroup has the events of: none at first.
+    ///
+    /// # Errors
+    /// When the kernel gives no memory for it.
+    pub fn stream_cgroups(&mut self) -> Result<StreamCgroups, Refusal> {
+        let (table, _) = self.make_table(EVENT_CGROUPS)?;
+        let table = HashMap::try_from(Map::HashMap(table));
+        let table = table.map_err(|error| map_error(&chain(&error)))?;
+        Ok(StreamCgroups(table))
+    }
+
+    /// Makes the table of the connections that are followed to their close.
+    ///
+    /// # Errors
+    /// When the kernel gives no memory for it.
+    pub fn open_closed(&mut self) -> Result<(), Refusal> {
+        self.make_table(tcp::LIVES).map(drop)
     }
 
     /// Attaches what notes who begins the events of a probe, if its hook needs that.
@@ -897,6 +971,10 @@ impl Programs {
 
     /// Fills a table's slot with an empty one. Returns its name and memory in bytes.
     fn new_table(&mut self, table: &Table) -> Result<Option<(String, u64)>, Refusal> {
+        self.make_table(table).map(|(_, memory)| memory)
+    }
+
+    fn make_table(&mut self, table: &Table) -> Result<(MapData, Option<(String, u64)>), Refusal> {
         let (kind, flags) = match table.kind {
             TableKind::Hash => (bpf_map_type::BPF_MAP_TYPE_HASH, 0),
             TableKind::LruHash => (bpf_map_type::BPF_MAP_TYPE_LRU_HASH, 0),
@@ -907,7 +985,22 @@ impl Programs {
         let map = aya_obj::Map::new_from_params(kind as u32, key, value, table.entries, flags);
         let map = self.fill_slot(table.slot, 0, map)?;
         let bytes = map_memory_bytes(map.fd().as_fd());
-        Ok(bytes.map(|bytes| (format!("{}_table", table.slot), bytes)))
+        let memory = bytes.map(|bytes| (format!("{}_table", table.slot), bytes));
+        Ok((map, memory))
+    }
+
+    /// Of each attached program its instructions, and how many the verifier looked at.
+    #[cfg(test)]
+    pub(crate) fn instructions(&self) -> Vec<(&'static str, u32, u32)> {
+        let programs = self.loaded.iter().map(|loaded| loaded.program.name);
+        programs
+            .map(|name| {
+                let info = self.ebpf.program(name).unwrap().info().unwrap();
+                // Of 8 bytes each.
+                let translated = info.size_translated().unwrap() / 8;
+                (name, translated, info.verified_instruction_count().unwrap())
+            })
+            .collect()
     }
 
     /// Run counts of the attached programs: zero while the kernel's statistics are off.
@@ -946,14 +1039,14 @@ fn map_error(error: &dyn fmt::Display) -> Refusal {
     }
 }
 
-fn page_bytes() -> u32 {
+pub(crate) fn page_bytes() -> u32 {
     // SAFETY: takes no pointer, and cannot fail for this name.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u32::try_from(bytes).unwrap_or(EVENT_RING_BYTES)
 }
 
 /// CPUs that there may ever be, as the kernel numbers them.
-fn possible_cpus() -> Result<u32, LoadError> {
+pub(crate) fn possible_cpus() -> Result<u32, LoadError> {
     let cpus = aya::util::nr_cpus()
         .map_err(|(path, error)| LoadError::Object(format!("{path} cannot be read: {error}")))?;
     Ok(u32::try_from(cpus).unwrap_or(u32::MAX))
@@ -1003,7 +1096,10 @@ fn map_sizes(ebpf: &Ebpf) -> Vec<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::running_kernel::kernel;
+    use crate::{
+        PROBES,
+        running_kernel::{SERIES_MAX, kernel},
+    };
 
     /// Words of slots that are not 0.
     fn in_slots(programs: &mut Programs) -> usize {
@@ -1065,6 +1161,58 @@ mod tests {
             let table = connects(programs);
             assert_eq!(table.is_some(), variant == 1);
             assert!(table.is_none_or(|table| table.get(&1, 0).is_err()));
+        }
+    }
+
+    /// The verifier looks at what filters need only where they are set.
+    #[test]
+    fn each_variant_and_hook_takes_every_filter() {
+        let name = "each_variant_and_hook_takes_every_filter";
+        if kernel(name, 0).is_none() {
+            return;
+        }
+        let stream = StreamFilter {
+            pid: Some(1),
+            port: Some(1),
+            device: Some(1),
+            by_cgroup: true,
+            closed: false,
+        };
+        let [tcp, disk] = [PROBES[0], PROBES[1]];
+        for (probe, hook, variant, closed) in [
+            (tcp, "tp_btf", 0, false),
+            (tcp, "tp_btf", 1, false),
+            (tcp, "tp_btf", 0, true),
+            (tcp, "tp_btf", 1, true),
+            (disk, "tp_btf", 0, false),
+            (disk, "raw_tp", 0, false),
+        ] {
+            let stream = StreamFilter { closed, ..stream };
+            let request = Request {
+                probes: &[(probe, Some(hook))],
+                off: &[],
+                series_max: SERIES_MAX,
+                io_hierarchy: 0,
+                task_hierarchy: None,
+                btf: None,
+                stream: Some(&stream),
+            };
+            let (mut kernel, _) = attach_from(&request, variant).unwrap();
+            let Kernel {
+                probes, programs, ..
+            } = &mut kernel;
+            assert!(probes[0].status.verdict.is_up(), "{:?}", probes[0].status);
+            programs.open_events(1 << 18).unwrap();
+            programs.open_closed().unwrap();
+            programs.attach_origins(&probes[0]).unwrap();
+            programs.attach_second(&mut probes[0]).unwrap();
+            let mut cgroups = programs.stream_cgroups().unwrap();
+            cgroups
+                .add(crate::Workload {
+                    hierarchy: 0,
+                    cgroup_id: 1,
+                })
+                .unwrap();
         }
     }
 }

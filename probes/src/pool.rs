@@ -189,6 +189,16 @@ impl Cells {
             self.set(cell, slow_ns);
         }
     }
+
+    /// Has a probe's first hook look for what its second one has noted, as if something had called for that.
+    ///
+    /// # Panics
+    /// When the probe is of another pool.
+    pub fn call_for_second(&self, installed: &Installed) {
+        if let Some(cell) = installed.fallback_trigger() {
+            self.set(cell, 1);
+        }
+    }
 }
 
 /// Kernel memory behind a map in bytes, as the kernel accounts it in `fdinfo`; on kernels before

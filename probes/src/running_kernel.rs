@@ -72,6 +72,7 @@ pub(crate) fn kernel(test: &str, variant: usize) -> Option<Kernel> {
         io_hierarchy: 0,
         task_hierarchy: None,
         btf: None,
+        stream: None,
     };
     let kernel = attach_from(&request, variant).map_err(|error| error.to_string());
     Some(kernel.unwrap().0)

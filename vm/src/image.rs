@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The host's programs that tests call, and those that init does.
-const PROGRAMS: [&str; 23] = [
+const PROGRAMS: [&str; 24] = [
+    "biosnoop",
     "blkdiscard",
     "capsh",
     "cat",

@@ -200,14 +200,24 @@ fn format() -> anyhow::Result<()> {
 /// The generator is a test of the agent: only there are all metrics known, and so the code of the
 /// agent holds nothing that only its documentation needs.
 fn docs(write: bool) -> anyhow::Result<()> {
-    let mut generate = cargo();
-    generate.args(words(
-        "test --quiet --package sentry --bin sentry documented",
-    ));
-    if write {
-        generate.env("SENTRY_WRITE_DOCS", "1");
+    for (files, tests) in [
+        (
+            "docs/metrics.md",
+            "--package sentry --bin sentry documented",
+        ),
+        (
+            "docs/instructions.md",
+            "--package sentry-probes --lib written_down",
+        ),
+    ] {
+        let mut generate = cargo();
+        generate.args(words(&format!("test --quiet {tests}")));
+        if write {
+            generate.env("SENTRY_WRITE_DOCS", "1");
+        }
+        step(files, &mut generate)?;
     }
-    step("docs/metrics.md", &mut generate)
+    Ok(())
 }
 
 fn bench(flags: &[&str]) -> anyhow::Result<()> {
@@ -390,10 +400,24 @@ fn install() -> anyhow::Result<()> {
         &unit,
         text.replace("/usr/local/bin/", &format!("{prefix}/bin/")),
     )?;
-    for (mode, from, to) in [
-        ("755", program, "bin/sentry"),
-        ("644", unit, "lib/systemd/system/sentry.service"),
+    let completions = Path::new("deploy/completions");
+    let mut files = vec![
+        ("755", program, "bin/sentry".to_owned()),
+        ("644", unit, "lib/systemd/system/sentry.service".to_owned()),
+    ];
+    for (name, to) in [
+        ("sentry.bash", "bash-completion/completions/sentry"),
+        ("_sentry", "zsh/site-functions/_sentry"),
+        ("sentry.fish", "fish/vendor_completions.d/sentry.fish"),
     ] {
+        files.push(("644", completions.join(name), format!("share/{to}")));
+    }
+    for page in fs::read_dir("deploy/man")? {
+        let page = page?;
+        let name = page.file_name().display().to_string();
+        files.push(("644", page.path(), format!("share/man/man1/{name}")));
+    }
+    for (mode, from, to) in files {
         let to = format!("{stage}{prefix}/{to}");
         // Who stages into a folder of their own needs no root.
         let mut copy = if stage.is_empty() {

@@ -6,7 +6,8 @@ use std::{
 };
 
 use probes::{
-    BUCKETS, Event, Events, Installed, Kernel, Programs, Refusal, SeriesKey, bucket_edge_seconds,
+    BUCKETS, EVENT_RING_BYTES, Event, Events, Installed, Kernel, Programs, Refusal, SeriesKey,
+    bucket_edge_seconds,
 };
 
 use super::{Probe, Totals, Value};
@@ -115,7 +116,7 @@ impl Exemplars {
             detail: refusal.detail,
         };
         if self.events.is_none() {
-            let (rings, bytes) = programs.open_events().map_err(error)?;
+            let (rings, bytes) = programs.open_events(EVENT_RING_BYTES).map_err(error)?;
             self.events = Some(rings);
             memory.extend(bytes);
         }
@@ -217,6 +218,12 @@ impl Exemplars {
                 set(place, threshold_ns);
             }
         }
+    }
+
+    /// All of them, with series and metric.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&SeriesKey, usize, &Exemplar)> {
+        let all = self.latest.iter();
+        all.map(|((key, metric, _), exemplar)| (key, *metric, exemplar))
     }
 
     /// What is known of a series' metric, by bucket.
@@ -337,6 +344,7 @@ mod tests {
     fn event(cgroup_id: u64, duration_ns: u64, second: u64) -> Event {
         Event {
             ended: UNIX_EPOCH + Duration::from_secs(second),
+            duration_ns: Some(duration_ns),
             key: SeriesKey {
                 cgroup_id,
                 device: 0,
@@ -348,6 +356,9 @@ mod tests {
             detail: EventDetail {
                 timings_ns: vec![(0, duration_ns)],
                 labels: vec![("peer", "10.0.0.1:443".to_owned())],
+                what: ("role", "client"),
+                outcome: "ok".into(),
+                numbers: Vec::new(),
             },
         }
     }

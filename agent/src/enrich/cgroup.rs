@@ -201,6 +201,12 @@ impl Cgroups {
             .or_else(|| Some(self.removed.get(&workload)?.to_string()))
     }
 
+    /// All that are there, with their paths.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Workload, String)> {
+        let all = self.nodes.keys();
+        all.filter_map(|workload| Some((*workload, self.live_path(*workload)?)))
+    }
+
     /// Whether a cgroup was there and is gone.
     pub(crate) fn is_gone(&self, workload: Workload) -> bool {
         self.removed.contains_key(&workload)

@@ -331,6 +331,16 @@ impl Names {
         }
     }
 
+    /// How often cgroups have come or gone.
+    pub(crate) fn changes(&self) -> u64 {
+        lock(&self.cgroups).changes()
+    }
+
+    /// The cgroups that are there, with their paths.
+    pub(crate) fn cgroups(&self) -> Vec<(Workload, String)> {
+        lock(&self.cgroups).all().collect()
+    }
+
     /// Grows when names may have changed that were known.
     pub(crate) fn version(&self) -> u64 {
         self.pods.as_ref().map_or(0, |watch| watch.pods().version())

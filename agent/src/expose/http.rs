@@ -53,6 +53,7 @@ pub(super) fn router(exposed: Arc<Exposed>) -> Router {
         .route("/-/page/{file}", get(file))
         .route("/api/v1/status", get(status))
         .route("/api/v1/workloads", get(workloads))
+        .route("/api/v1/events", get(events))
         .route("/api/v1/history", get(history))
         .route("/healthz", get("ok\n"))
         .route("/readyz", get(readyz))
@@ -149,6 +150,10 @@ async fn workloads(State(served): State<Arc<Served>>) -> Response {
     view(&served, |views| views.workloads()).await
 }
 
+async fn events(State(served): State<Arc<Served>>) -> Response {
+    view(&served, |views| views.events()).await
+}
+
 /// `since=N` and `workload=ID`, both as `/api/v1` gave them.
 async fn history(State(served): State<Arc<Served>>, RawQuery(query): RawQuery) -> Response {
     let (mut since, mut workload) = (0, None);
@@ -205,7 +210,7 @@ async fn view(
 async fn not_found(State(served): State<Arc<Served>>) -> (StatusCode, String) {
     let metrics = served.exposed.telemetry_path.as_str();
     let text = format!(
-        "not found; known paths are /, {metrics}, /healthz, /readyz, /api/v1/status, /api/v1/workloads and /api/v1/history\n"
+        "not found; known paths are /, {metrics}, /healthz, /readyz, /api/v1/status, /api/v1/workloads, /api/v1/events and /api/v1/history\n"
     );
     (StatusCode::NOT_FOUND, text)
 }
@@ -507,6 +512,7 @@ mod tests {
         for (path, body) in [
             ("/api/v1/status", "{\"status\":0}".to_owned()),
             ("/api/v1/workloads", "{\"workloads\":0}".to_owned()),
+            ("/api/v1/events", "{\"events\":0}".to_owned()),
             (
                 "/api/v1/history",
                 "{\"since\":0,\"workload\":null}".to_owned(),
@@ -553,7 +559,7 @@ mod tests {
                 (answer.status, answer.text().as_str()),
                 (
                     404,
-                    "not found; known paths are /, /metrics, /healthz, /readyz, /api/v1/status, /api/v1/workloads and /api/v1/history\n"
+                    "not found; known paths are /, /metrics, /healthz, /readyz, /api/v1/status, /api/v1/workloads, /api/v1/events and /api/v1/history\n"
                 ),
                 "{path}"
             );
@@ -581,7 +587,7 @@ mod tests {
         let answer = client.get("/metrics", "");
         assert_eq!(
             answer.text(),
-            "not found; known paths are /, /a/m, /healthz, /readyz, /api/v1/status, /api/v1/workloads and /api/v1/history\n"
+            "not found; known paths are /, /a/m, /healthz, /readyz, /api/v1/status, /api/v1/workloads, /api/v1/events and /api/v1/history\n"
         );
         assert!(
             client

@@ -65,6 +65,10 @@ impl View for Asked {
         b"{\"workloads\":0}".to_vec()
     }
 
+    fn events(&self) -> Vec<u8> {
+        b"{\"events\":0}".to_vec()
+    }
+
     fn history(&self, since: u64, workload: Option<Id>) -> Vec<u8> {
         let workload = serde_json::to_string(&workload).unwrap();
         format!("{{\"since\":{since},\"workload\":{workload}}}").into_bytes()

@@ -52,6 +52,9 @@ pub(crate) trait View: Send + Sync {
     /// The table of workloads.
     fn workloads(&self) -> Vec<u8>;
 
+    /// Slow events, and who is behind them.
+    fn events(&self) -> Vec<u8>;
+
     /// The steps of the history after one, of all workloads together or of one.
     fn history(&self, since: u64, workload: Option<Id>) -> Vec<u8>;
 }

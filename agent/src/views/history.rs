@@ -214,7 +214,7 @@ impl History {
         };
         see(&mut |seen| {
             let is_there = seen.processes > 0 && seen.metric.name == STARVED;
-            if !KEPT.contains(&seen.metric.name) || (seen.now.is_empty() && !is_there) {
+            if !keeps(seen.metric.name) || (seen.now.is_empty() && !is_there) {
                 return;
             }
             let lane = Lane::of(seen);
@@ -463,6 +463,16 @@ fn read(mut bytes: &[u8], lanes: &BTreeMap<u32, &Lane>) -> Vec<LaneValues> {
         }
     }
     read
+}
+
+/// Whether a metric is in the history.
+pub(super) fn keeps(metric: &str) -> bool {
+    KEPT.contains(&metric)
+}
+
+/// How far back it goes.
+pub(super) fn span() -> Duration {
+    STEP.saturating_mul(u32::try_from(STEPS).unwrap_or(u32::MAX))
 }
 
 pub(super) fn since_1970_ms(time: SystemTime) -> u64 {

@@ -1,5 +1,6 @@
 //! What people look at: the answers of `/api/v1`, from which the page is made.
 
+mod events;
 pub(crate) mod history;
 pub(crate) mod who;
 mod workloads;
@@ -7,7 +8,7 @@ mod workloads;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -92,13 +93,17 @@ impl View for Views {
     }
 
     fn workloads(&self) -> Vec<u8> {
-        let mut collector = lock(&self.collector);
-        if let Err(error) = collector.collect(Instant::now(), Occasion::Upkeep) {
-            tracing::error!(%error, "values may be stale");
-        }
+        let collector = self.up_to_date();
         let window = lock(&self.history).recent(Instant::now());
         let now_ms = since_1970_ms(SystemTime::now());
         let answer = workloads::answer(|each| collector.see(each), now_ms, window);
+        drop(collector);
+        json(&answer)
+    }
+
+    fn events(&self) -> Vec<u8> {
+        let collector = self.up_to_date();
+        let answer = events::answer(|each| collector.see_slow(each), SystemTime::now());
         drop(collector);
         json(&answer)
     }
@@ -109,12 +114,17 @@ impl View for Views {
 }
 
 impl Views {
-    fn read_status(&self) -> Status {
-        // Brings the numbers of series up to date.
+    /// The totals, and the numbers of series, as they are by now.
+    fn up_to_date(&self) -> MutexGuard<'_, Collector> {
         let mut collector = lock(&self.collector);
         if let Err(error) = collector.collect(Instant::now(), Occasion::Upkeep) {
             tracing::error!(%error, "values may be stale");
         }
+        collector
+    }
+
+    fn read_status(&self) -> Status {
+        let collector = self.up_to_date();
         let statuses = lock(&collector.statuses()).clone();
         let started = collector.started();
         drop(collector);
@@ -177,11 +187,15 @@ const AGENT: [(&str, &str); 3] = [
 ];
 
 /// The same of each probe.
-const BY_PROBE: [(&str, &str); 4] = [
+const BY_PROBE: [(&str, &str); 5] = [
     ("sentry_series", "series"),
     ("sentry_series_limit", "series_limit"),
     ("sentry_series_overflow_total", "overflow"),
     ("sentry_events_lost_total", "events_lost"),
+    (
+        "sentry_exemplar_threshold_seconds",
+        "exemplars_above_seconds",
+    ),
 ];
 
 /// What `/api/v1/status` says; docs/page.md has what each part means.

@@ -21,6 +21,19 @@ impl Who {
         }
     }
 
+    /// A workload.
+    pub(crate) fn owned_by(owner: Arc<Owner>) -> Self {
+        Self {
+            owner,
+            process: None,
+        }
+    }
+
+    /// Whose labels they are.
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
     /// Its labels as `/metrics` has them; those that are empty are left out.
     pub(crate) fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
         let owner = &*self.owner;

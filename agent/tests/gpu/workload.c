@@ -742,6 +742,16 @@ static void loop_device_sync(void)
 	paced(one_device_synchronize);
 }
 
+static void one_failure(void)
+{
+	FAILS(cudaErrorInvalidDevice, cudaSetDevice(7));
+}
+
+static void failures(void)
+{
+	paced(one_failure);
+}
+
 static const struct scenario {
 	const char *name;
 	void (*run)(void);
@@ -771,6 +781,7 @@ static const struct scenario {
 	{ "loop", loop, 100000 },
 	{ "loop_sync", loop_sync, 100000 },
 	{ "loop_device_sync", loop_device_sync, 100000 },
+	{ "failures", failures, 100000 },
 };
 
 static void read_line(void)

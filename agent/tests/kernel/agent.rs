@@ -41,13 +41,13 @@ pub(crate) fn without_settings(command: &mut Command) -> &mut Command {
 }
 
 /// What a process prints, taken in by a thread of its own.
-struct Printed {
+pub(crate) struct Printed {
     text: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
 }
 
 impl Printed {
-    fn follow(stream: impl Read + Send + 'static) -> Self {
+    pub(crate) fn follow(stream: impl Read + Send + 'static) -> Self {
         let text = Arc::new(Mutex::new(String::new()));
         let into = Arc::clone(&text);
         let reader = std::thread::spawn(move || {
@@ -66,11 +66,11 @@ impl Printed {
         Self { text, reader }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.text.lock().unwrap().clone()
     }
 
-    fn all(self) -> String {
+    pub(crate) fn all(self) -> String {
         self.reader.join().unwrap();
         Arc::try_unwrap(self.text).unwrap().into_inner().unwrap()
     }

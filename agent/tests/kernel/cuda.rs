@@ -51,7 +51,7 @@ const BYTES: [(&str, u64); 3] = [
 ];
 
 /// Calls of which each is a synchronise or a query.
-const SYNCS: [&str; 6] = [
+pub(crate) const SYNCS: [&str; 6] = [
     "device_synchronize",
     "stream_synchronize",
     "event_synchronize",
@@ -61,7 +61,7 @@ const SYNCS: [&str; 6] = [
 ];
 
 /// Calls besides whose errors are counted.
-const OTHERS_WITH_ERRORS: [&str; 4] = ["malloc", "free", "set_device", "stream_capture"];
+pub(crate) const OTHERS_WITH_ERRORS: [&str; 4] = ["malloc", "free", "set_device", "stream_capture"];
 
 /// `cudaErrorInsufficientDriver`: there is no driver.
 const NO_DRIVER: u32 = 35;
@@ -71,7 +71,7 @@ const NO_DRIVER: u32 = 35;
 const DISCOVERY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a program is compiled.
-struct Form {
+pub(crate) struct Form {
     /// The name of its file, so of its process.
     name: &'static str,
     runtime: Runtime,
@@ -93,14 +93,14 @@ const SHARED_12: Form = Form {
     launches: "U cudaLaunchKernel@libcudart.so.12",
 };
 
-const SHARED_13: Form = Form {
+pub(crate) const SHARED_13: Form = Form {
     name: "shared13",
     runtime: Runtime::Cuda13,
     flags: "-cudart shared",
     launches: "U __cudaLaunchKernel@libcudart.so.13",
 };
 
-const STATIC_12: Form = Form {
+pub(crate) const STATIC_12: Form = Form {
     name: "static12",
     runtime: Runtime::Cuda12,
     flags: "-cudart static",
@@ -134,7 +134,7 @@ const FORMS: [Form; 6] = [
 ];
 
 /// NVIDIA's runtimes and compiler.
-struct Cuda(PathBuf);
+pub(crate) struct Cuda(PathBuf);
 
 impl Cuda {
     /// Where they are; none where nobody has fetched them, which is said on standard error.
@@ -170,7 +170,7 @@ impl Cuda {
     }
 
     /// Compiles the program in this form, into a folder.
-    fn compile(&self, form: &Form, folder: &Path) -> PathBuf {
+    pub(crate) fn compile(&self, form: &Form, folder: &Path) -> PathBuf {
         let runtime = self.runtime(form.runtime);
         let program = folder.join(form.name);
         // The name that a linker looks for, which is not in the wheels.
@@ -204,14 +204,14 @@ impl Cuda {
     }
 
     /// Starts a program in a cgroup, with the fetched library.
-    fn start(&self, form: &Form, program: &Path, cgroup: &Cgroup) -> Program {
+    pub(crate) fn start(&self, form: &Form, program: &Path, cgroup: &Cgroup) -> Program {
         let libraries = self.runtime(form.runtime).join("lib");
         Program::start(Self::command(program, &libraries, cgroup))
     }
 }
 
 /// What a test of the agent waits for: its turn, and CUDA.
-fn take_turn_with_cuda(test: &str) -> Option<(Turn, Cuda)> {
+pub(crate) fn take_turn_with_cuda(test: &str) -> Option<(Turn, Cuda)> {
     Some((take_turn(test)?, Cuda::find(test)?))
 }
 
@@ -232,10 +232,10 @@ fn succeed(command: Command) -> String {
 }
 
 /// How often which call returned which code.
-type Account = BTreeMap<(String, u32), u64>;
+pub(crate) type Account = BTreeMap<(String, u32), u64>;
 
 /// The program at work. Killed on drop.
-struct Program {
+pub(crate) struct Program {
     process: Child,
     stdout: BufReader<ChildStdout>,
 }
@@ -261,7 +261,7 @@ impl Program {
     }
 
     /// Lets it make its calls. It goes on living.
-    fn call(&mut self) -> Account {
+    pub(crate) fn call(&mut self) -> Account {
         let stdin = self.process.stdin.as_mut().unwrap();
         stdin.write_all(b"\n").unwrap();
         let mut account = Account::new();
@@ -280,7 +280,7 @@ impl Program {
     }
 
     /// Lets it end.
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         drop(self.process.stdin.take());
         let status = wait_for("end of a program", Duration::from_secs(10), || {
             self.process.try_wait().unwrap()

@@ -1,8 +1,8 @@
 //! Exemplars: the process, the peer and the sectors behind what a bucket has counted.
 
-use crate::agent::{Agent, sentry};
+use crate::agent::Agent;
 use crate::exposition::{Exemplar, Exposition, Format};
-use crate::host::{Folder, IoController, disk_cgroup, label, socket_cgroup, turn, wait_for};
+use crate::host::{Folder, IoController, disk_cgroup, hooks, label, socket_cgroup, turn, wait_for};
 use crate::load::{self, Server};
 use crate::prometheus::{PATIENCE, Prometheus, Setup, prometheus_3};
 use crate::reload::{Site, links};
@@ -23,21 +23,6 @@ fn scrape(agent: &Agent) -> Exposition {
 
 fn lost(scrape: &Exposition, probe: &str) -> f64 {
     scrape.value("sentry_exemplars_lost_total", &[("probe", probe)])
-}
-
-/// Those hooks of a probe that this kernel has and that tell of events.
-fn hooks(probe: &str, hooks: &[&'static str]) -> Vec<&'static str> {
-    let is_there = |hook: &&'static str| {
-        let flags = format!("check --format json --probes {probe} --{probe}.hook {hook}");
-        let output = sentry(&flags).output().unwrap();
-        if !output.status.success() {
-            eprintln!("{probe}: this kernel has no {hook}");
-        }
-        output.status.success()
-    };
-    let found: Vec<_> = hooks.iter().copied().filter(is_there).collect();
-    assert!(!found.is_empty());
-    found
 }
 
 /// Those of a metric and a cgroup.
@@ -76,14 +61,12 @@ fn now() -> f64 {
 fn a_slow_connect_has_its_process_and_peer() {
     turn!("a_slow_connect_has_its_process_and_peer");
     for hook in hooks("tcp", &["tp_btf", "kprobe"]) {
-        slow_connect(hook);
+        slow_connect(&hook);
     }
 }
 
 fn slow_connect(hook: &str) {
-    let agent = Agent::start(&format!(
-        "--probes tcp --tcp.hook {hook} --tcp.exemplars 200ms"
-    ));
+    let agent = Agent::start(&format!("--probes tcp {hook} --tcp.exemplars 200ms"));
     let (slow, netns) = (socket_cgroup("slow"), Netns::new("slow").unwrap());
     let fast = socket_cgroup("fast");
     let server = Server::listen("", &[]);
@@ -176,13 +159,13 @@ fn an_io_has_its_process_and_sectors() {
     turn!("an_io_has_its_process_and_sectors");
     let _io = IoController::on();
     for hook in hooks("disk", &["tp_btf", "raw_tp"]) {
-        io(hook);
+        io(&hook);
     }
 }
 
 fn io(hook: &str) {
     let flags = "--probes disk --disk.exemplars 1us --metrics.buckets-per-octave 4";
-    let agent = Agent::start(&format!("{flags} --disk.hook {hook}"));
+    let agent = Agent::start(&format!("{flags} {hook}"));
     let device = LoopDevice::new(16 << 20).unwrap();
     let file = device.path().display();
     let cgroup = disk_cgroup("io");

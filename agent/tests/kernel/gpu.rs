@@ -26,12 +26,12 @@ use std::time::Duration;
 const LAUNCHES: &str = "sentry_gpu_launches_total";
 const STARVED: &str = "sentry_gpu_starved_seconds_total";
 const IDLE: &str = "sentry_gpu_idle_seconds_total";
-const GAPS: &str = "sentry_gpu_starvation_gap_seconds";
+pub(crate) const GAPS: &str = "sentry_gpu_starvation_gap_seconds";
 const SYNCS: &str = "sentry_gpu_syncs_total";
 const SYNC_WAIT: &str = "sentry_gpu_sync_wait_seconds_total";
 const BYTES: &str = "sentry_gpu_memcpy_bytes_total";
 const ALLOCATED: &str = "sentry_gpu_allocated_bytes";
-const ERRORS: &str = "sentry_gpu_errors_total";
+pub(crate) const ERRORS: &str = "sentry_gpu_errors_total";
 const PROCESSES: &str = "sentry_gpu_processes";
 const ATTACH_ERRORS: &str = "sentry_gpu_attach_errors_total";
 const UP: &str = "sentry_probe_up";
@@ -55,7 +55,7 @@ const BUILT: &str = "SENTRY_GPU_WORKLOAD";
 
 /// How a program comes by its runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(crate) enum Form {
     Shared,
     Static,
 }
@@ -160,7 +160,7 @@ fn built() -> &'static Path {
 }
 
 /// The workload in this form.
-fn program(form: Form) -> PathBuf {
+pub(crate) fn program(form: Form) -> PathBuf {
     built().join(match form {
         Form::Shared => "workload",
         Form::Static => "workload-static",
@@ -182,10 +182,10 @@ fn seconds(ns: u64) -> f64 {
 }
 
 /// What a program says that it truly did.
-struct Truth(Value);
+pub(crate) struct Truth(Value);
 
 impl Truth {
-    fn number(&self, pointer: &str) -> u64 {
+    pub(crate) fn number(&self, pointer: &str) -> u64 {
         let number = self.0.pointer(pointer).and_then(Value::as_u64);
         number.unwrap_or_else(|| panic!("no {pointer} in {}", self.0))
     }
@@ -202,7 +202,7 @@ impl Truth {
     }
 
     /// Errors by call and code, of the calls that are asked how they ended.
-    fn errors(&self) -> BTreeMap<(String, String), u64> {
+    pub(crate) fn errors(&self) -> BTreeMap<(String, String), u64> {
         let mut errors = BTreeMap::new();
         for (call, codes) in self.0["errors"].as_object().unwrap() {
             for (code, count) in codes.as_object().unwrap() {
@@ -270,13 +270,13 @@ impl Device<'_> {
 }
 
 /// A running workload. Killed on drop, should a test fail before it lets it end.
-struct Workload {
+pub(crate) struct Workload {
     process: Child,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Workload {
-    fn start(cgroup: &Cgroup, program: &Path, args: &str) -> Self {
+    pub(crate) fn start(cgroup: &Cgroup, program: &Path, args: &str) -> Self {
         let mut process = in_cgroup(cgroup, program)
             .args(args.split_whitespace())
             .stdin(Stdio::piped())
@@ -288,7 +288,7 @@ impl Workload {
     }
 
     /// One that waits before its first call, and before its end.
-    fn start_waiting(cgroup: &Cgroup, program: &Path, args: &str) -> Self {
+    pub(crate) fn start_waiting(cgroup: &Cgroup, program: &Path, args: &str) -> Self {
         let mut workload = Self::start(cgroup, program, &format!("--wait --hold {args}"));
         assert_eq!(workload.line(), "ready\n");
         workload
@@ -301,7 +301,7 @@ impl Workload {
     }
 
     /// Lets it go on from where it waits.
-    fn go_on(&mut self) {
+    pub(crate) fn go_on(&mut self) {
         self.process
             .stdin
             .as_mut()
@@ -310,7 +310,7 @@ impl Workload {
             .unwrap();
     }
 
-    fn truth(&mut self) -> Truth {
+    pub(crate) fn truth(&mut self) -> Truth {
         let line = self.line();
         if line.is_empty() {
             let status = self.process.wait().unwrap();
@@ -319,8 +319,12 @@ impl Workload {
         Truth(serde_json::from_str(&line).unwrap())
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Lets it end.
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         drop(self.process.stdin.take());
         let status = wait_for("end of a workload", PATIENCE, || {
             self.process.try_wait().unwrap()
@@ -522,12 +526,12 @@ impl Scrape {
     }
 }
 
-fn start_agent() -> Agent {
+pub(crate) fn start_agent() -> Agent {
     Agent::start("--probes gpu")
 }
 
 /// Waits until the agent has found the programs that run.
-fn wait_until_attached(agent: &Agent) {
+pub(crate) fn wait_until_attached(agent: &Agent) {
     let up = [("probe", "gpu")];
     wait_for("GPU probe that is attached", PATIENCE, || {
         let scrape = agent.scrape();
@@ -761,7 +765,7 @@ fn two_processes_at_once_are_told_apart() {
 }
 
 /// A form of the workload as a file that no one has seen: copies are files of their own.
-fn unseen(folder: &Folder, form: Form) -> PathBuf {
+pub(crate) fn unseen(folder: &Folder, form: Form) -> PathBuf {
     let program = program(form);
     let copied = folder.path().join(program.file_name().unwrap());
     fs::copy(&program, &copied).unwrap();

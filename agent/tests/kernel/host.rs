@@ -66,6 +66,28 @@ fn refusal() -> Option<String> {
     ))
 }
 
+/// The flag that names a file with the kernel's types, where the environment says that the kernel hides them.
+pub(crate) fn types() -> String {
+    let file = std::env::var_os("SENTRY_TEST_BTF");
+    file.map_or_else(String::new, |file| format!("--btf {}", file.display()))
+}
+
+/// Those hooks of a probe that this kernel has, each as the flags for it.
+pub(crate) fn hooks(probe: &str, hooks: &[&str]) -> Vec<String> {
+    let flags = |hook: &&str| {
+        let flags = format!("--{probe}.hook {hook} {}", types());
+        let check = format!("check --format json --probes {probe} {flags}");
+        let output = sentry(&check).output().unwrap();
+        if !output.status.success() {
+            eprintln!("{probe}: this kernel has no {hook}");
+        }
+        output.status.success().then_some(flags)
+    };
+    let found: Vec<_> = hooks.iter().filter_map(flags).collect();
+    assert!(!found.is_empty());
+    found
+}
+
 /// The cgroup trees of this host.
 pub(crate) fn roots() -> &'static CgroupRoots {
     static ROOTS: OnceLock<CgroupRoots> = OnceLock::new();

@@ -9,7 +9,7 @@ use crate::disk::assert_issue_hook_steps_in;
 use crate::exposition::{Exposition, Histogram};
 use crate::host::{
     Folder, IoController, disk_cgroup, is_v1_only, label, output, roots, skipped, socket_cgroup,
-    turn, wait_for,
+    turn, types, wait_for,
 };
 use crate::load::{self, Server, assert_all};
 use crate::tcp::tcp_statistic;
@@ -50,10 +50,7 @@ pub(crate) struct Rung {
 
 impl Rung {
     pub(crate) fn start(probe: &'static str, hook: &'static str) -> Self {
-        let mut flags = format!("--probes {probe} --{probe}.hook {hook}");
-        if let Some(file) = std::env::var_os("SENTRY_TEST_BTF") {
-            flags = format!("{flags} --btf {}", file.display());
-        }
+        let mut flags = format!("--probes {probe} --{probe}.hook {hook} {}", types());
         let verdict = check(&flags)["probes"][0].clone();
         assert_eq!(verdict["hook"], hook, "{verdict}");
         let is_up = ["attached", "degraded"].contains(&verdict["verdict"].as_str().unwrap());
@@ -418,13 +415,13 @@ fn tun_peer(netns: &Netns, args: &str) -> Server {
 }
 
 /// A disk to write to: the one that the environment names, else a loop device.
-struct Disk {
+pub(crate) struct Disk {
     path: PathBuf,
     _device: Option<LoopDevice>,
 }
 
 impl Disk {
-    fn new(variable: &str) -> Self {
+    pub(crate) fn new(variable: &str) -> Self {
         if let Some(path) = std::env::var_os(variable) {
             return Self {
                 path: path.into(),
@@ -438,7 +435,7 @@ impl Disk {
         }
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.path.file_name().unwrap().to_str().unwrap()
     }
 
@@ -449,7 +446,7 @@ impl Disk {
         text.split_whitespace().nth(4).unwrap().parse().unwrap()
     }
 
-    fn load(&self, operation: &str, cgroups: &[&Cgroup; 2]) {
+    pub(crate) fn load(&self, operation: &str, cgroups: &[&Cgroup]) {
         let (operation, args) = operation.split_once(' ').unwrap();
         let file = self.path.display();
         load::run(
@@ -582,18 +579,15 @@ fn every_rung_of_disk_counts_the_same() {
 #[test]
 fn the_second_hook_of_raw_tp_steps_in() {
     turn!("the_second_hook_of_raw_tp_steps_in");
-    let mut flags = "--probes disk --disk.hook raw_tp".to_owned();
-    if let Some(file) = std::env::var_os("SENTRY_TEST_BTF") {
-        flags = format!("{flags} --btf {}", file.display());
-    }
     let _io = IoController::on();
+    let flags = format!("--probes disk --disk.hook raw_tp {}", types());
     let agent = Agent::start(&flags);
     assert_issue_hook_steps_in(&agent);
     agent.stop();
 }
 
 /// A command of the agent's program that sees no types of the kernel.
-fn without_types(flags: &str) -> Command {
+pub(crate) fn without_types(flags: &str) -> Command {
     let mut command = Command::new("unshare");
     // They may be missing already.
     let script = "if [ -e /sys/kernel/btf/vmlinux ]; then mount --bind /dev/null /sys/kernel/btf/vmlinux || exit; fi; \

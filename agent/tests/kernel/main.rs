@@ -38,4 +38,6 @@ mod reload;
 mod series;
 mod storm;
 mod tcp;
+mod top;
+mod trace;
 mod web;

@@ -197,7 +197,7 @@ fn name_of(cgroup: &Cgroup) -> String {
 fn page_under_load() {
     browser_turn!("page_under_load");
     let _controller = IoController::on();
-    let agent = Agent::start("--probes tcp,disk,gpu");
+    let agent = Agent::start("--probes tcp,disk,gpu --tcp.exemplars 1us --disk.exemplars 1us");
     let [web, refused] = ["page-web", "page-refused"].map(socket_cgroup);
     // The folder of a cgroup may be called anything.
     let hostile = socket_cgroup(HOSTILE);

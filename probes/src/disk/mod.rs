@@ -13,10 +13,10 @@ use crate::{
     event::Fields,
     spec::{Fallback, Hook, Program, Record, Table, TableKind, Variant},
     wire::{
-        DISK_COUNTER_EVENTS_LOST, DISK_COUNTER_OTHER_ERROR, DISK_COUNTER_OVERFLOW,
-        DISK_COUNTER_SLOW_NS, DISK_COUNTER_UNTIMED, DISK_COUNTER_UNTRACKED, DISK_COUNTERS,
-        DISK_HISTOGRAM_OTHER_DEVICE, DISK_HISTOGRAM_OTHER_IO, DISK_HISTOGRAMS, DISK_KIND_ERROR,
-        DISK_KIND_IO, DISK_OPERATION_FLUSH, DISK_PROBE, disk_slow_event,
+        DISK_COUNTER_EVENTS_LOST, DISK_COUNTER_EVENTS_UNKNOWN, DISK_COUNTER_OTHER_ERROR,
+        DISK_COUNTER_OVERFLOW, DISK_COUNTER_SLOW_NS, DISK_COUNTER_UNTIMED, DISK_COUNTER_UNTRACKED,
+        DISK_COUNTERS, DISK_HISTOGRAM_OTHER_DEVICE, DISK_HISTOGRAM_OTHER_IO, DISK_HISTOGRAMS,
+        DISK_KIND_ERROR, DISK_KIND_IO, DISK_OPERATION_FLUSH, DISK_PROBE, disk_slow_event,
     },
 };
 
@@ -197,6 +197,7 @@ pub(crate) const PROBE: Probe = Probe {
     events: Some(EventSource {
         slow_ns: DISK_COUNTER_SLOW_NS as u16,
         lost: DISK_COUNTER_EVENTS_LOST as u16,
+        unknown: DISK_COUNTER_EVENTS_UNKNOWN as u16,
         detail: event_detail,
     }),
     deferred: None,
@@ -241,11 +242,13 @@ fn error_name(status: u8) -> &'static str {
     }
 }
 
+fn label(operation: usize) -> (&'static str, &'static str) {
+    let name = OPERATIONS.get(operation).copied();
+    ("operation", name.unwrap_or("other"))
+}
+
 fn labels(operation: usize) -> Vec<(&'static str, &'static str)> {
-    vec![(
-        "operation",
-        OPERATIONS.get(operation).copied().unwrap_or("other"),
-    )]
+    vec![label(operation)]
 }
 
 /// Durations and bytes of an operation. A flush moves nothing and has no time at the device.
@@ -293,19 +296,34 @@ fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
 fn event_detail(key: &SeriesKey, duration_ns: u64, record: Fields) -> Option<EventDetail> {
     let device_ns = record.u64(offset_of!(disk_slow_event, device_ns))?;
     let sector = record.u64(offset_of!(disk_slow_event, sector))?;
-    let sectors = record.u64(offset_of!(disk_slow_event, bytes))? >> SECTOR_SHIFT;
-    let mut timings_ns = vec![(IO_DURATION, duration_ns)];
-    if u32::from(key.detail) != DISK_OPERATION_FLUSH && device_ns > 0 {
+    let bytes = record.u64(offset_of!(disk_slow_event, bytes))?;
+    let (operation, outcome) = match u32::from(key.kind) {
+        DISK_KIND_IO => (key.detail, "ok"),
+        DISK_KIND_ERROR => (key.detail >> 5, error_name(key.detail & 31)),
+        _ => return None,
+    };
+    let mut timings_ns = Vec::new();
+    if duration_ns > 0 {
+        timings_ns.push((IO_DURATION, duration_ns));
+    }
+    if u32::from(operation) != DISK_OPERATION_FLUSH && device_ns > 0 {
         timings_ns.push((DEVICE_DURATION, device_ns));
     }
-    let labels = match sectors {
-        0 => Vec::new(),
-        count => vec![(
-            "sectors",
-            format!("{sector}-{}", sector.saturating_add(count - 1)),
-        )],
+    let (labels, numbers) = match bytes >> SECTOR_SHIFT {
+        0 => (Vec::new(), Vec::new()),
+        count => {
+            let last = sector.saturating_add(count - 1);
+            let sectors = vec![("sectors", format!("{sector}-{last}"))];
+            (sectors, vec![("sector", sector), ("bytes", bytes)])
+        }
     };
-    Some(EventDetail { timings_ns, labels })
+    Some(EventDetail {
+        timings_ns,
+        labels,
+        what: label(operation.into()),
+        outcome: outcome.into(),
+        numbers,
+    })
 }
 
 fn other(histograms: u16, counters: u16) -> Vec<Sample> {

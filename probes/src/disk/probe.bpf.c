@@ -67,7 +67,8 @@ static __always_inline __u32 disk_device(struct request *rq, bool direct)
 }
 
 /* Takes the issue hook's time of a request away; 0 where there is none. The hook is attached only
- * once the counter of untimed requests has moved: until then one load tells. */
+ * once the counter of untimed requests has moved, which a stream does itself: until then one load
+ * tells. */
 static __always_inline __u64 disk_take_issued(struct request *rq)
 {
 	__u32 untimed_cell = disk_counters + DISK_COUNTER_UNTIMED;
@@ -155,21 +156,22 @@ static __always_inline __u32 disk_bio_done(struct bio *bio, bool direct)
 	return index | KERNEL_READ(direct, later, bi_offset);
 }
 
-/* Sends a slow request that has completed. */
-static __always_inline void disk_send(struct request *rq, __u32 operation, __u64 now, __u64 created,
+/* Sends a request that has completed or failed. */
+static __always_inline void disk_send(struct request *rq, __u32 series, __u64 now, __u64 created,
 				      __u64 issued, bool direct)
 {
 	struct bio *bio = KERNEL_READ(direct, rq, bio);
 	struct blkcg_gq *group = KERNEL_READ(direct, bio, bi_blkg);
 	struct blkcg *blkcg = KERNEL_READ(direct, group, blkcg);
+	struct cgroup *cgroup = KERNEL_READ(direct, blkcg, css.cgroup);
 	struct disk_slow_event slow = {
 		.event = {
 			.ended_ns = now,
-			.duration_ns = now - created,
+			.duration_ns = created ? now - created : 0,
 			.key = {
 				.device = disk_device(rq, direct),
-				.kind = DISK_KIND_IO,
-				.detail = operation,
+				.kind = series >> 8,
+				.detail = series,
 			},
 		},
 		.device_ns = issued ? now - issued : 0,
@@ -178,23 +180,44 @@ static __always_inline void disk_send(struct request *rq, __u32 operation, __u64
 		.bytes = KERNEL_READ(direct, rq, __data_len),
 	};
 
-	series_key_cgroup(&slow.event.key, KERNEL_READ(direct, blkcg, css.cgroup), direct);
+	if (event_filter_device && slow.event.key.device != event_filter_device)
+		return;
+	if (event_filter_cgroup && !event_cgroup_is_asked_for(cgroup, direct))
+		return;
+	series_key_cgroup(&slow.event.key, cgroup, direct);
 	event_name(&slow.event, disk_counters + DISK_COUNTER_SLOW_NS, (__u64)bio, direct);
+	if (!event_process_is_asked_for(&slow.event))
+		return;
 	event_send(&slow.event, sizeof(slow), disk_counters + DISK_COUNTER_EVENTS_LOST);
 }
 
 /* Out of line and twice, for the reasons of tcp_send_direct(). */
-static __noinline void disk_send_direct(struct request *rq, __u32 operation, __u64 now,
-					__u64 created, __u64 issued)
+static __noinline void disk_send_direct(struct request *rq, __u32 series, __u64 now, __u64 created,
+					__u64 issued)
 {
-	disk_send(rq, operation, now, created, issued, true);
+	disk_send(rq, series, now, created, issued, true);
 }
 
-static __noinline void disk_send_read(struct request *rq, __u32 operation, __u64 now, __u64 created,
+static __noinline void disk_send_read(struct request *rq, __u32 series, __u64 now, __u64 created,
 				      __u64 issued)
 {
-	disk_send(rq, operation, now, created, issued, false);
+	disk_send(rq, series, now, created, issued, false);
 }
+
+/* Sends it if it is asked for. `created` is 0 where nobody knows. */
+static __always_inline void disk_send_if_slow(struct request *rq, __u32 series, __u64 now,
+					      __u64 created, __u64 issued, bool direct)
+{
+	if (!event_is_wanted(disk_counters + DISK_COUNTER_SLOW_NS, created ? now - created : 1))
+		return;
+	if (direct)
+		disk_send_direct(rq, series, now, created, issued);
+	else
+		disk_send_read(rq, series, now, created, issued);
+}
+
+/* Of what an event is: a kind of series and its detail in one word. */
+#define DISK_SERIES(kind, detail) ((kind) << 8 | (detail))
 
 static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 {
@@ -236,6 +259,14 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 	if (error) {
 		series_key_cgroup(&key, KERNEL_READ(direct, blkcg, css.cgroup), direct);
 		disk_error(&key, operation, error);
+		if (event_streams) {
+			if (!KERNEL_READ(direct, rq, part))
+				created = issued = hooked;
+			else if (hooked)
+				issued = hooked;
+			disk_send_if_slow(rq, DISK_SERIES(key.kind, key.detail), bpf_ktime_get_ns(),
+					  created, issued, direct);
+		}
 		return 0;
 	}
 
@@ -255,12 +286,16 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 	/* Without accounting (`part` unset) start_time_ns is stale, not zero. */
 	if (!KERNEL_READ(direct, rq, part))
 		created = issued = 0;
-	if (!issued)
+	/* Since 6.9 the request's own is often that of its creation, see below. */
+	if (hooked)
 		issued = hooked;
 	if (!created)
 		created = hooked;
 	if (!created) {
 		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
+		if (event_streams)
+			disk_send_if_slow(rq, DISK_SERIES(DISK_KIND_IO, operation),
+					  bpf_ktime_get_ns(), 0, 0, direct);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
@@ -277,12 +312,7 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
 	}
 	/* Once it is counted: whoever reads rings first finds no event that no bucket has. */
-	if (event_is_wanted(disk_counters + DISK_COUNTER_SLOW_NS, now - created)) {
-		if (direct)
-			disk_send_direct(rq, operation, now, created, issued);
-		else
-			disk_send_read(rq, operation, now, created, issued);
-	}
+	disk_send_if_slow(rq, DISK_SERIES(DISK_KIND_IO, operation), now, created, issued, direct);
 	return 0;
 }
 

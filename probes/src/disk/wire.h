@@ -47,10 +47,12 @@ enum disk_counter {
 	/* No counter: set by the agent, see event_is_wanted(). */
 	DISK_COUNTER_SLOW_NS = DISK_COUNTER_OTHER_ERROR + DISK_OPERATIONS,
 	DISK_COUNTER_EVENTS_LOST,
+	/* In this order: see event_name(). */
+	DISK_COUNTER_EVENTS_UNKNOWN,
 	DISK_COUNTERS,
 };
 
-/* A block request that has completed. */
+/* A block request that has completed, or failed: the kind of its key tells. */
 struct disk_slow_event {
 	struct event event;
 	/* From its issue; 0 where that is not known. */

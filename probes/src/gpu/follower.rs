@@ -20,8 +20,9 @@ use super::{
     maps::{self, Mapping},
     programs::{Attachment, Means, Place, Programs, Refused},
     table::Table,
+    trace::{Stream, rings},
 };
-use crate::{PassedOver, Reason, Refusal, Verdict};
+use crate::{PassedOver, Reason, Refusal, StreamFilter, Verdict};
 
 /// How often the users of a file are looked up again: its last one may be gone, or have unmapped it.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -131,6 +132,39 @@ impl Follower {
     #[must_use]
     pub fn gpu(&self) -> Arc<Gpu> {
         Arc::clone(&self.gpu)
+    }
+
+    /// Loads programs that also send single gaps and failed calls, those that the filter lets through: to be called
+    /// before it follows. A ring has so many bytes for each CPU: a power of two, and a page at least. None is sent yet.
+    ///
+    /// # Errors
+    /// When there is no way to attach, or the kernel refuses something.
+    pub fn open_events(
+        &mut self,
+        ring_bytes: u32,
+        filter: &StreamFilter,
+    ) -> Result<Stream, Refusal> {
+        let refused = |detail: String| Refusal {
+            verdict: Verdict::Failed,
+            reason: Reason::MapError,
+            detail,
+        };
+        let Some(means) = self.gpu.means else {
+            let status = self.gpu.status();
+            return Err(Refusal {
+                verdict: status.verdict,
+                reason: status.reason,
+                detail: status.detail,
+            });
+        };
+        let rings = rings(ring_bytes)?;
+        let mut programs = Programs::load(means, Some(&rings))?;
+        let stream = Stream::new(&mut programs, rings, ring_bytes, filter)?;
+        let table = Table::new(programs).map_err(|error| refused(error.to_string()))?;
+        if self.gpu.table.set(table).is_err() {
+            return Err(refused("programs are loaded already".to_owned()));
+        }
+        Ok(stream)
     }
 
     /// Takes in what is new; the first call looks through all processes. Waits for news, for that
@@ -392,7 +426,7 @@ impl Follower {
             reason: "load",
             detail: "this kernel has no uprobes that can be used".to_owned(),
         })?;
-        let programs = Programs::load(means).map_err(|error| failure("load", &error))?;
+        let programs = Programs::load(means, None).map_err(|error| failure("load", &error))?;
         let table = Table::new(programs).map_err(|error| Failure {
             reason: "load",
             detail: error.to_string(),

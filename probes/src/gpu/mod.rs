@@ -17,8 +17,9 @@ mod follower;
 mod functions;
 mod mappings;
 mod maps;
-mod programs;
+pub(crate) mod programs;
 mod table;
+mod trace;
 
 use std::{
     borrow::Cow,
@@ -32,6 +33,8 @@ use std::{
 };
 
 pub use follower::Follower;
+pub(crate) use trace::event_detail;
+pub use trace::{Control, DEVICES, Stream};
 
 use crate::{
     Histogram, Metric, MetricKind, PassedOver, Probe, Reason, RunStats, Rung, Status, Verdict,
@@ -356,6 +359,14 @@ impl Gpu {
         self.table
             .get()
             .map_or(Ok(()), |table| table.recycle(process))
+    }
+
+    /// Gives the numbers of all exited processes out again, for who reads no values.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn recycle_all(&self) -> Result<(), GpuError> {
+        self.table.get().map_or(Ok(()), Table::recycle_all)
     }
 
     /// Files that could not be attached to, by reason.

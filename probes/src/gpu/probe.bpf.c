@@ -19,6 +19,7 @@
 
 #include "histogram.h"
 #include "gpu/wire.h"
+#include "gpu/trace.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -473,6 +474,7 @@ static __noinline int gpu_gap_close(struct gpu_process *process, __u32 slot, __u
 		return 0;
 	__sync_fetch_and_add(&of->gaps.buckets[bucket], 1);
 	gpu_add(&of->gaps.sum_ns, gap);
+	gpu_tell(now, gap, GPU_SERIES(GPU_KIND_GAP, 0), device + 1, 0);
 	return 0;
 }
 
@@ -900,8 +902,13 @@ int gpu_return(struct pt_regs *ctx)
 			gpu_allocated(process, &key, thread->second);
 		}
 		if (result != GPU_NOT_READY ||
-		    (call != GPU_CALL_STREAM_QUERY && call != GPU_CALL_EVENT_QUERY))
+		    (call != GPU_CALL_STREAM_QUERY && call != GPU_CALL_EVENT_QUERY)) {
 			gpu_failed(process, thread, call, result);
+			/* Of an area's allocation something else stands there. */
+			waited = call == GPU_CALL_MALLOC && cookie & GPU_COOKIE_AREA ? 0
+										     : now - until;
+			gpu_tell(now, waited, GPU_SERIES(GPU_KIND_FAILURE, call), 0, result);
+		}
 		return 0;
 	}
 

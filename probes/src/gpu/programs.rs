@@ -14,12 +14,12 @@ use std::{
     thread,
 };
 
-use aya::maps::MapData;
+use aya::maps::{ArrayOfMaps, Map, MapData};
 use aya_obj::{
     Object,
     generated::{
         BPF_ALU64, BPF_CALL, BPF_EXIT, BPF_F_NO_PREALLOC, BPF_JMP, BPF_K, BPF_MOV, bpf_attach_type,
-        bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type,
+        bpf_attr, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type,
     },
 };
 
@@ -27,7 +27,12 @@ use super::functions::{Function, Kind};
 use crate::{RunStats, hook::chain, load, pool::map_memory_bytes};
 
 /// The object, aligned as its parser wants it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gpu.bpf.o"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gpu.bpf.o"));
+
+/// The one whose programs tell of single events, too.
+static TRACE_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gpu_trace.bpf.o"));
 
 const ENQUEUE: &str = "gpu_enqueue";
 const ENTER: &str = "gpu_enter";
@@ -184,15 +189,26 @@ impl std::fmt::Debug for Programs {
 }
 
 impl Programs {
-    /// Loads all that can be loaded before a function is known.
-    pub(super) fn load(means: Means) -> Result<Self, Refused> {
+    /// Loads all that can be loaded before a function is known. With rings, by CPU, the programs send events there.
+    pub(super) fn load(means: Means, rings: Option<&[MapData]>) -> Result<Self, Refused> {
         let parse = |error: &dyn std::error::Error| Refused {
             what: "the object".to_owned(),
             source: io::Error::other(chain(error)),
         };
-        let mut object = Object::parse(OBJECT).map_err(|error| parse(&error))?;
+        let object = if rings.is_some() {
+            TRACE_OBJECT
+        } else {
+            OBJECT
+        };
+        let mut object = Object::parse(object).map_err(|error| parse(&error))?;
         let mut maps = BTreeMap::new();
         for (name, map) in &object.maps {
+            if map.map_type() == bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32 {
+                let slots =
+                    slots_of(rings.unwrap_or_default()).map_err(refused(format!("map {name}")))?;
+                maps.insert(name.clone(), slots);
+                continue;
+            }
             let mut flags = map.map_flags();
             if means == Means::Multi && SPARSE.contains(&name.as_str()) {
                 flags |= BPF_F_NO_PREALLOC;
@@ -457,6 +473,30 @@ fn empty_attr() -> bpf_attr {
     unsafe { std::mem::zeroed() }
 }
 
+/// An array of these maps, which are of one kind.
+fn slots_of(inner: &[MapData]) -> io::Result<MapData> {
+    let first = inner.first().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut attr = empty_attr();
+    // SAFETY: a field of a union that is zero all over; all of it is plain integers.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
+    create.key_size = size_of::<u32>() as u32;
+    create.value_size = size_of::<u32>() as u32;
+    create.max_entries = inner.len() as u32;
+    create.inner_map_fd = first.fd().as_fd().as_raw_fd() as u32;
+    let slots = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
+    let other = |error| io::Error::other(chain(&error));
+    let mut slots = Map::ArrayOfMaps(MapData::from_fd(slots).map_err(other)?);
+    let mut array = ArrayOfMaps::<_, MapData>::try_from(&mut slots).map_err(other)?;
+    for (slot, map) in (0..).zip(inner) {
+        array.set(slot, map, 0).map_err(other)?;
+    }
+    match slots {
+        Map::ArrayOfMaps(slots) => Ok(slots),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 fn load_program(
     name: &str,
     kind: bpf_prog_type,
@@ -621,4 +661,21 @@ fn enable_with(event: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_has_nothing_of_a_trace() {
+        let maps = |object: &[u8]| -> BTreeSet<String> {
+            let object = Object::parse(object).unwrap();
+            object.maps.keys().cloned().collect()
+        };
+        let (counting, tracing) = (maps(OBJECT), maps(TRACE_OBJECT));
+        let more: Vec<_> = tracing.difference(&counting).collect();
+        assert_eq!(more, ["events", "gpu_asked", "gpu_cgroups", "gpu_lost"]);
+        assert!(counting.is_subset(&tracing));
+    }
 }

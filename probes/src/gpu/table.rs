@@ -48,7 +48,7 @@ const PROCESSES: usize = 9;
 const APIS: [&str; 2] = ["kernel", "graph"];
 
 /// `enum gpu_call`
-const CALLS: [&str; 10] = [
+pub(super) const CALLS: [&str; 10] = [
     "device_synchronize",
     "stream_synchronize",
     "event_synchronize",
@@ -205,6 +205,17 @@ impl Table {
     pub(super) fn processes(&self) -> (u64, u64) {
         let used = (1..GPU_PROCESSES).filter(|n| self.slot(*n).state() != GPU_STATE_FREE);
         (used.count() as u64, u64::from(GPU_PROCESSES - 1))
+    }
+
+    /// Gives the numbers of all exited processes out again, whose values nobody wants.
+    pub(super) fn recycle_all(&self) -> Result<(), GpuError> {
+        for number in 1..GPU_PROCESSES {
+            let slot = self.slot(number);
+            if slot.state() == GPU_STATE_EXITED {
+                self.recycle(&slot.process(number, GPU_STATE_EXITED))?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives the number of an exited process out again.

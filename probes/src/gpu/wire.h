@@ -2,6 +2,7 @@
 /* What the gpu probe's programs and their reader share. */
 #pragma once
 
+#include "event.h"
 #include "histogram.h"
 #include "series.h"
 
@@ -180,4 +181,33 @@ struct gpu_handle {
 	__u64 handle;
 	__u32 slot;
 	__u32 generation;
+};
+
+/* What a trace tells of. */
+enum gpu_kind {
+	/* A gap that an enqueue ended. */
+	GPU_KIND_GAP = SERIES_KIND(GPU_PROBE, 0),
+	/* A failed call; `detail` is an enum gpu_call. */
+	GPU_KIND_FAILURE = SERIES_KIND(GPU_PROBE, 1),
+};
+
+/* A gap or a failed call. The key's device is the CUDA ordinal and one; of a call it is 0. */
+struct gpu_told {
+	struct event event;
+	/* The number that the call returned. */
+	__u32 code;
+	__u32 reserved;
+};
+
+/* What a trace asks for. */
+struct gpu_asked {
+	/* The shortest duration; 0 is for nothing at all. */
+	__u64 least_ns;
+	/* 0 is all of them, here and below. */
+	__u32 pid;
+	/* The CUDA ordinal and one. */
+	__u32 device;
+	/* Whether only those of `gpu_cgroups`. */
+	__u32 by_cgroup;
+	__u32 reserved;
 };

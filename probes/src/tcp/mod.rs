@@ -16,10 +16,11 @@ use crate::{
     event::Fields,
     spec::{Hook, Program, Record, Table, TableKind, Variant},
     wire::{
-        TCP_COUNTER_EVENTS_LOST, TCP_COUNTER_OTHER_FAILURE, TCP_COUNTER_OTHER_SYN_RETRANSMITS,
-        TCP_COUNTER_OTHER_UNMEASURED, TCP_COUNTER_OVERFLOW, TCP_COUNTER_SLOW_NS,
-        TCP_COUNTER_UNTRACKED, TCP_COUNTERS, TCP_KIND_FAILURE, TCP_KIND_HANDSHAKE,
-        TCP_KIND_SYN_RETRANSMITS, TCP_KIND_UNMEASURED, TCP_PROBE, tcp_slow_event,
+        TCP_COUNTER_EVENTS_LOST, TCP_COUNTER_EVENTS_UNKNOWN, TCP_COUNTER_OTHER_FAILURE,
+        TCP_COUNTER_OTHER_SYN_RETRANSMITS, TCP_COUNTER_OTHER_UNMEASURED, TCP_COUNTER_OVERFLOW,
+        TCP_COUNTER_SLOW_NS, TCP_COUNTER_UNTRACKED, TCP_COUNTERS, TCP_KIND_CLOSED,
+        TCP_KIND_FAILURE, TCP_KIND_HANDSHAKE, TCP_KIND_SYN_RETRANSMITS, TCP_KIND_UNMEASURED,
+        TCP_PROBE, tcp_life, tcp_slow_event,
     },
 };
 
@@ -128,6 +129,7 @@ pub(crate) const PROBE: Probe = Probe {
     events: Some(EventSource {
         slow_ns: TCP_COUNTER_SLOW_NS as u16,
         lost: TCP_COUNTER_EVENTS_LOST as u16,
+        unknown: TCP_COUNTER_EVENTS_UNKNOWN as u16,
         detail: event_detail,
     }),
     in_flight: &["tcp_started_slots"],
@@ -154,6 +156,15 @@ const STARTED: Option<&Table> = Some(&Table {
     kind: TableKind::Hash,
 });
 
+/// Connections that are followed to their close.
+pub(crate) const LIVES: &Table = &Table {
+    slot: "tcp_lives",
+    key_bytes: size_of::<u64>() as u32,
+    value_bytes: size_of::<tcp_life>() as u32,
+    entries: 65_536,
+    kind: TableKind::Hash,
+};
+
 const HANDSHAKE: usize = 0;
 const FAILURES: usize = 1;
 const UNMEASURED: usize = 2;
@@ -170,6 +181,9 @@ const REASONS: [&str; 6] = [
     "local",
     "other",
 ];
+
+/// `enum tcp_end`
+const ENDS: [&str; 4] = ["ok", "reset", "timeout", "other"];
 
 fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
     let detail = usize::from(key.detail);
@@ -203,18 +217,55 @@ fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {
     .collect()
 }
 
-/// What follows the head of `struct tcp_slow_event`.
-fn event_detail(_: &SeriesKey, duration_ns: u64, record: Fields) -> Option<EventDetail> {
-    let peer = offset_of!(tcp_slow_event, peer);
-    let address = match i32::from(record.u16(offset_of!(tcp_slow_event, family))?) {
-        libc::AF_INET => IpAddr::from(record.bytes::<4>(peer)?),
-        libc::AF_INET6 => IpAddr::from(record.bytes::<16>(peer)?).to_canonical(),
+/// What follows the head of `struct tcp_slow_event`. A stream's goes on to the local end.
+fn event_detail(key: &SeriesKey, duration_ns: u64, record: Fields) -> Option<EventDetail> {
+    let family = i32::from(record.u16(offset_of!(tcp_slow_event, family))?);
+    let end = |address: usize, port: usize| {
+        let address = match family {
+            libc::AF_INET => IpAddr::from(record.bytes::<4>(address)?),
+            libc::AF_INET6 => IpAddr::from(record.bytes::<16>(address)?).to_canonical(),
+            _ => return None,
+        };
+        Some(SocketAddr::new(address, record.u16(port)?).to_string())
+    };
+    let peer = end(
+        offset_of!(tcp_slow_event, peer),
+        offset_of!(tcp_slow_event, peer_port),
+    )?;
+    let local = end(
+        offset_of!(tcp_slow_event, local),
+        offset_of!(tcp_slow_event, local_port),
+    );
+    let retransmits = record.u32(offset_of!(tcp_slow_event, retransmits))?;
+    let mut numbers = vec![("syn_retransmits", retransmits.into())];
+    let detail = usize::from(key.detail);
+    let (timings_ns, role, outcome) = match u32::from(key.kind) {
+        TCP_KIND_HANDSHAKE => (vec![(HANDSHAKE, duration_ns)], *ROLES.get(detail)?, "ok"),
+        TCP_KIND_UNMEASURED => (Vec::new(), *ROLES.get(detail)?, "ok"),
+        TCP_KIND_FAILURE => (Vec::new(), ROLES[0], *REASONS.get(detail)?),
+        TCP_KIND_CLOSED => {
+            numbers = vec![
+                (
+                    "received_bytes",
+                    record.u64(offset_of!(tcp_slow_event, received_bytes))?,
+                ),
+                (
+                    "sent_bytes",
+                    record.u64(offset_of!(tcp_slow_event, sent_bytes))?,
+                ),
+                ("retransmits", retransmits.into()),
+            ];
+            (Vec::new(), ROLES[detail & 1], *ENDS.get(detail >> 1)?)
+        }
         _ => return None,
     };
-    let port = record.u16(offset_of!(tcp_slow_event, peer_port))?;
+    let labels = [Some(("peer", peer)), local.map(|local| ("local", local))];
     Some(EventDetail {
-        timings_ns: vec![(HANDSHAKE, duration_ns)],
-        labels: vec![("peer", SocketAddr::new(address, port).to_string())],
+        timings_ns,
+        labels: labels.into_iter().flatten().collect(),
+        what: ("role", role),
+        outcome: outcome.into(),
+        numbers,
     })
 }
 

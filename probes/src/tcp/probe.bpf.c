@@ -16,12 +16,20 @@ const volatile __u32 tcp_counters;
  * in which a connect belongs to its task's cgroup. 0 elsewhere; set by the loader. */
 const volatile __u32 tcp_task_hierarchy;
 
+/* Whether connections are followed to their close, in place of handshakes; set by the loader. */
+const volatile __u32 tcp_closed;
+
 /* include/net/tcp_states.h and include/uapi/asm-generic/errno.h are the ABI. */
 #define IPPROTO_TCP 6
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
+#define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+#define TCP_LAST_ACK 9
+/* include/net/sock.h: enum sock_flags. Set by the other end's FIN. */
+#define SOCK_DONE 1
 #define SHUTDOWN_MASK 3
 #define AF_INET6 10
 
@@ -80,6 +88,23 @@ struct {
 	__type(key, __u32);
 	__array(values, struct tcp_started_table);
 } tcp_started_hash SEC(".maps");
+
+/* Connections by socket, while they are followed. Plain, as above. */
+struct tcp_life_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	/* By size: clang leaves a type that only stands here undefined. */
+	__uint(key_size, sizeof(__u64));
+	__uint(value_size, sizeof(struct tcp_life));
+};
+
+/* The slot stays empty where nobody asks for them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct tcp_life_table);
+} tcp_lives SEC(".maps");
 
 /* 36 bits that are the socket's address: the number of its cache line, mixed one to one. The
  * verifier lets no arithmetic make a number of a pointer but the difference of two, so
@@ -201,9 +226,17 @@ static __always_inline void tcp_start(struct sock *sk, bool slots, bool direct)
 	event_begin(tcp_counters + TCP_COUNTER_SLOW_NS, (__u64)sk, direct);
 }
 
-/* Forgets the start of a connect; false where that was not seen. `ended` holds how long ago
- * it was. */
-static __always_inline bool tcp_end_hash(__u64 key, struct tcp_started *ended)
+/* The end of a connect. */
+struct tcp_ended {
+	/* CLOCK_MONOTONIC. */
+	__u64 ended_ns;
+	__u64 duration_ns;
+	/* The connecting task's cgroup, as of its start. */
+	__u64 cgroup_id;
+};
+
+/* Forgets the start of a connect; false where that was not seen. */
+static __always_inline bool tcp_end_hash(__u64 key, struct tcp_ended *ended)
 {
 	void *table = table_in(&tcp_started_hash);
 	struct tcp_started *found;
@@ -213,13 +246,14 @@ static __always_inline bool tcp_end_hash(__u64 key, struct tcp_started *ended)
 	found = bpf_map_lookup_elem(table, &key);
 	if (!found)
 		return false;
-	ended->ns = bpf_ktime_get_ns() - found->ns;
+	ended->ended_ns = bpf_ktime_get_ns();
+	ended->duration_ns = ended->ended_ns - found->ns;
 	ended->cgroup_id = found->cgroup_id;
 	bpf_map_delete_elem(table, &key);
 	return true;
 }
 
-static __always_inline bool tcp_end(struct sock *sk, bool slots, struct tcp_started *ended)
+static __always_inline bool tcp_end(struct sock *sk, bool slots, struct tcp_ended *ended)
 {
 	__u64 *found;
 	__u64 now;
@@ -227,13 +261,14 @@ static __always_inline bool tcp_end(struct sock *sk, bool slots, struct tcp_star
 	if (!slots)
 		return tcp_end_hash((__u64)sk, ended);
 	now = bpf_ktime_get_ns();
-	ended->ns = tcp_end_slot(sk, now);
-	if (ended->ns)
+	ended->ended_ns = now;
+	ended->duration_ns = tcp_end_slot(sk, now);
+	if (ended->duration_ns)
 		return true;
 	found = bpf_sk_storage_get(&tcp_started_storage, sk, NULL, 0);
 	if (!found)
 		return false;
-	ended->ns = now - *found;
+	ended->duration_ns = now - *found;
 	bpf_sk_storage_delete(&tcp_started_storage, sk);
 	return true;
 }
@@ -255,6 +290,10 @@ struct tcp_event {
 	struct tcp_sock *tp;
 	/* The connecting task's cgroup, where the socket tells none. */
 	__u64 task_cgroup_id;
+	/* When its duration ended; 0 where the kernel measured that. */
+	__u64 ended_ns;
+	/* Of a connection that has closed. */
+	const struct event_origin *origin;
 };
 
 /* The id of every hierarchy's root cgroup. */
@@ -304,64 +343,141 @@ static __always_inline void tcp_count(const struct tcp_event *event, enum tcp_me
 	series_count(&key, n, tcp_counters + other, tcp_counters + TCP_COUNTER_OVERFLOW);
 }
 
-static __always_inline void tcp_unmeasured(const struct tcp_event *event, enum tcp_means means,
-					   enum tcp_role role)
+/* Whether the filter of a stream has the cgroup of a socket where that is a tagged word. */
+static __noinline bool tcp_tagged_cgroup_is_asked_for(struct sock *sk)
 {
-	tcp_count(event, means, TCP_KIND_UNMEASURED, role, 1, TCP_COUNTER_OTHER_UNMEASURED + role);
+	struct sock_cgroup_data___tagged *tagged = (void *)&sk->sk_cgrp_data;
+	__u64 val = BPF_CORE_READ(tagged, val);
+	struct series_key root = { .cgroup_id = CGROUP_ROOT_ID };
+
+	if (!val || val & 3)
+		return event_key_is_asked_for(&root);
+	return event_cgroup_is_asked_for((struct cgroup *)val, false);
 }
 
-/* Sends a slow event with all that the socket tells of it. */
-static __always_inline void tcp_send(const struct tcp_event *of, enum tcp_means means,
-				     enum tcp_role role, __u64 ns)
+/* Whether the filter of a stream has the cgroup of an event. */
+static __always_inline bool tcp_cgroup_is_asked_for(const struct tcp_event *of,
+						    const struct series_key *key,
+						    enum tcp_means means)
+{
+	struct sock *sk = of->sk;
+	struct cgroup *cgroup;
+
+	if (!event_filter_cgroup)
+		return true;
+	/* Of a task's there is but the number. */
+	if (TCP_OF_TASK(means))
+		return event_key_is_asked_for(key);
+	if (!bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return tcp_tagged_cgroup_is_asked_for(sk);
+	cgroup = KERNEL_READ(means & TCP_DIRECT, sk, sk_cgrp_data.cgroup);
+	return event_cgroup_is_asked_for(cgroup, means & TCP_DIRECT);
+}
+
+#define TCP_READ_V6(direct, sk, to, field)                                                         \
+	do {                                                                                       \
+		(to)[0] = KERNEL_READ(direct, sk, __sk_common.field.in6_u.u6_addr32[0]);           \
+		(to)[1] = KERNEL_READ(direct, sk, __sk_common.field.in6_u.u6_addr32[1]);           \
+		(to)[2] = KERNEL_READ(direct, sk, __sk_common.field.in6_u.u6_addr32[2]);           \
+		(to)[3] = KERNEL_READ(direct, sk, __sk_common.field.in6_u.u6_addr32[3]);           \
+	} while (0)
+
+/* Of what an event is: a kind of series and its detail in one word. */
+#define TCP_SERIES(kind, detail) ((kind) << 8 | (detail))
+
+/* Sends an event with all that the socket tells of it. */
+static __always_inline void tcp_send(const struct tcp_event *of, enum tcp_means means, __u32 series,
+				     __u64 ns)
 {
 	struct tcp_slow_event slow = {
 		.event = {
-			.ended_ns = bpf_ktime_get_ns(),
+			/* Not the time by now, if it can be helped: from it the beginning follows,
+			 * by which event_name() knows whose this is, and a virtual CPU may have
+			 * been stopped in between. */
+			.ended_ns = of->ended_ns ? of->ended_ns : bpf_ktime_get_ns(),
 			.duration_ns = ns,
-			.key = { .kind = TCP_KIND_HANDSHAKE, .detail = role },
+			.key = { .kind = series >> 8, .detail = series },
 		},
 	};
-	struct sock *sk = of->sk;
+	__u64 bytes = offsetof(struct tcp_slow_event, local);
 	bool direct = means & TCP_DIRECT;
+	struct tcp_sock *tp = of->tp;
+	struct sock *sk = of->sk;
 
-	tcp_key_cgroup(&slow.event.key, of, means);
-	/* Nobody has accepted a server's socket yet, and its address may have been a client's. */
-	if (role != TCP_ROLE_SERVER)
-		event_name(&slow.event, tcp_counters + TCP_COUNTER_SLOW_NS, (__u64)sk, direct);
-	slow.family = KERNEL_READ(direct, sk, __sk_common.skc_family);
 	slow.peer_port = __builtin_bswap16(KERNEL_READ(direct, sk, __sk_common.skc_dport));
-	if (slow.family != AF_INET6) {
-		slow.peer[0] = KERNEL_READ(direct, sk, __sk_common.skc_daddr);
-	} else if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
-		slow.peer[0] = KERNEL_READ(direct, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[0]);
-		slow.peer[1] = KERNEL_READ(direct, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[1]);
-		slow.peer[2] = KERNEL_READ(direct, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[2]);
-		slow.peer[3] = KERNEL_READ(direct, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr32[3]);
+	if (event_streams) {
+		slow.local_port =
+			__builtin_bswap16(KERNEL_READ(direct, tp, inet_conn.icsk_inet.inet_sport));
+		if (event_filter_port && slow.peer_port != event_filter_port &&
+		    slow.local_port != event_filter_port)
+			return;
 	}
-	event_send(&slow.event, sizeof(slow), tcp_counters + TCP_COUNTER_EVENTS_LOST);
+	tcp_key_cgroup(&slow.event.key, of, means);
+	if (!tcp_cgroup_is_asked_for(of, &slow.event.key, means))
+		return;
+	/* Nobody has accepted a server's socket yet, and its address may have been a client's. */
+	if (tcp_closed)
+		slow.event.origin = *of->origin;
+	else if (series != TCP_SERIES(TCP_KIND_HANDSHAKE, TCP_ROLE_SERVER) &&
+		 series != TCP_SERIES(TCP_KIND_UNMEASURED, TCP_ROLE_SERVER))
+		event_name(&slow.event, tcp_counters + TCP_COUNTER_SLOW_NS, (__u64)sk, direct);
+	if (!event_process_is_asked_for(&slow.event))
+		return;
+	slow.family = KERNEL_READ(direct, sk, __sk_common.skc_family);
+	if (slow.family != AF_INET6)
+		slow.peer[0] = KERNEL_READ(direct, sk, __sk_common.skc_daddr);
+	else if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr))
+		TCP_READ_V6(direct, sk, slow.peer, skc_v6_daddr);
+	if (event_streams) {
+		bytes = offsetof(struct tcp_slow_event, received_bytes);
+		slow.retransmits = KERNEL_READ(direct, tp, total_retrans);
+		if (slow.family != AF_INET6)
+			slow.local[0] = KERNEL_READ(direct, sk, __sk_common.skc_rcv_saddr);
+		else if (bpf_core_field_exists(sk->__sk_common.skc_v6_rcv_saddr))
+			TCP_READ_V6(direct, sk, slow.local, skc_v6_rcv_saddr);
+	}
+	if (tcp_closed) {
+		bytes = sizeof(slow);
+		/* The other end's FIN counts as a byte. */
+		slow.received_bytes =
+			KERNEL_READ(direct, tp, bytes_received) -
+			(KERNEL_READ(direct, sk, __sk_common.skc_flags) >> SOCK_DONE & 1);
+		slow.sent_bytes = KERNEL_READ(direct, tp, bytes_sent) -
+				  KERNEL_READ(direct, tp, bytes_retrans);
+	}
+	event_send(&slow.event, bytes, tcp_counters + TCP_COUNTER_EVENTS_LOST);
 }
 
 /* Out of line, for it is rare. Two, since a program whose pointers have types must not even hold
  * the helper that reads others: a locked-down kernel refuses it. */
-static __noinline void tcp_send_direct(const struct tcp_event *of, enum tcp_role role, __u64 ns)
+static __noinline void tcp_send_direct(const struct tcp_event *of, __u32 series, __u64 ns)
 {
-	tcp_send(of, TCP_DIRECT, role, ns);
+	tcp_send(of, TCP_DIRECT, series, ns);
 }
 
-static __noinline void tcp_send_read(const struct tcp_event *of, enum tcp_role role, __u64 ns)
+static __noinline void tcp_send_read(const struct tcp_event *of, __u32 series, __u64 ns)
 {
-	tcp_send(of, 0, role, ns);
+	tcp_send(of, 0, series, ns);
 }
 
+/* Sends an event that took `ns`, 0 where nobody knows, if it is asked for. */
 static __always_inline void tcp_send_if_slow(const struct tcp_event *of, enum tcp_means means,
-					     enum tcp_role role, __u64 ns)
+					     __u32 series, __u64 ns)
 {
-	if (!event_is_wanted(tcp_counters + TCP_COUNTER_SLOW_NS, ns))
+	if (!event_is_wanted(tcp_counters + TCP_COUNTER_SLOW_NS, ns ? ns : 1))
 		return;
 	if (means & TCP_DIRECT)
-		tcp_send_direct(of, role, ns);
+		tcp_send_direct(of, series, ns);
 	else
-		tcp_send_read(of, role, ns);
+		tcp_send_read(of, series, ns);
+}
+
+static __always_inline void tcp_unmeasured(const struct tcp_event *event, enum tcp_means means,
+					   enum tcp_role role)
+{
+	tcp_count(event, means, TCP_KIND_UNMEASURED, role, 1, TCP_COUNTER_OTHER_UNMEASURED + role);
+	if (event_streams)
+		tcp_send_if_slow(event, means, TCP_SERIES(TCP_KIND_UNMEASURED, role), 0);
 }
 
 /* Adds a duration to a series, or to the cell `other` of its role. */
@@ -394,7 +510,7 @@ static __always_inline void tcp_handshake(const struct tcp_event *event, enum tc
 		found = series_of_index(&key, 1, 0, &cells);
 	}
 	tcp_add(&cells, found, role, ns);
-	tcp_send_if_slow(event, means, role, ns);
+	tcp_send_if_slow(event, means, TCP_SERIES(TCP_KIND_HANDSHAKE, role), ns);
 }
 
 /* Why a connect failed, at the moment its socket closes. */
@@ -434,6 +550,9 @@ static __always_inline void tcp_client(const struct tcp_event *event, enum tcp_m
 
 		tcp_count(event, means, TCP_KIND_FAILURE, reason, 1,
 			  TCP_COUNTER_OTHER_FAILURE + reason);
+		if (event_streams)
+			tcp_send_if_slow(event, means, TCP_SERIES(TCP_KIND_FAILURE, reason),
+					 elapsed);
 	} else if (elapsed) {
 		tcp_handshake(event, means, TCP_ROLE_CLIENT, elapsed);
 	} else {
@@ -471,12 +590,91 @@ static __always_inline void tcp_server(const struct tcp_event *event, enum tcp_m
 	tcp_unmeasured(event, means, TCP_ROLE_SERVER);
 }
 
+/* The current task as the one whose connection it is. */
+static __always_inline void tcp_life_owner(struct tcp_life *life)
+{
+	life->origin.pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(life->origin.comm, sizeof(life->origin.comm));
+	if (tcp_task_hierarchy)
+		life->cgroup_id = tcp_task_cgroup_id();
+}
+
+static __always_inline enum tcp_end tcp_end_of(int error)
+{
+	switch (error) {
+	case 0:
+		return TCP_END_OK;
+	case ECONNRESET:
+	case EPIPE:
+		return TCP_END_RESET;
+	case ETIMEDOUT:
+		return TCP_END_TIMEOUT;
+	default:
+		return TCP_END_OTHER;
+	}
+}
+
+/* Follows a connection from the SYN, of a server from the end of the handshake, to its close. */
+static __always_inline void tcp_live(struct tcp_event *event, int oldstate, int newstate,
+				     enum tcp_means means)
+{
+	struct tcp_life life = { .began_ns = bpf_ktime_get_ns() }, *known;
+	void *table = table_in(&tcp_lives);
+	__u64 key = (__u64)event->sk;
+	enum tcp_end end;
+	bool closes;
+
+	if (!table)
+		return;
+	known = bpf_map_lookup_elem(table, &key);
+	if (newstate == TCP_SYN_SENT ||
+	    (newstate == TCP_ESTABLISHED && oldstate == TCP_SYN_RECV && !known)) {
+		if (newstate == TCP_SYN_SENT)
+			tcp_life_owner(&life);
+		else
+			life.role = TCP_ROLE_SERVER;
+		if (bpf_map_update_elem(table, &key, &life, BPF_ANY))
+			counter_add(tcp_counters + TCP_COUNTER_UNTRACKED, 1);
+		return;
+	}
+	if (!known)
+		return;
+	end = tcp_end_of(KERNEL_READ(means & TCP_DIRECT, event->sk, sk_err));
+	/* What has accepted it is known when it closes its end: with a FIN, or, if something is
+	 * left unread, at once. */
+	closes = newstate == TCP_FIN_WAIT1 || newstate == TCP_LAST_ACK ||
+		 (newstate == TCP_CLOSE && end == TCP_END_OK &&
+		  (oldstate == TCP_ESTABLISHED || oldstate == TCP_CLOSE_WAIT));
+	if (!known->origin.pid && closes)
+		tcp_life_owner(known);
+	if (newstate != TCP_CLOSE)
+		return;
+	event->ended_ns = life.began_ns;
+	life = *known;
+	bpf_map_delete_elem(table, &key);
+	event->tp =
+		means & TCP_DIRECT ? bpf_skc_to_tcp_sock(event->sk) : (struct tcp_sock *)event->sk;
+	/* A connect that failed was no connection. */
+	if (oldstate == TCP_SYN_SENT || !event->tp)
+		return;
+	event->origin = &life.origin;
+	event->task_cgroup_id = life.cgroup_id;
+	tcp_send_if_slow(event, means, TCP_SERIES(TCP_KIND_CLOSED, TCP_CLOSED(end, life.role & 1)),
+			 event->ended_ns - life.began_ns);
+}
+
 static __always_inline void tcp_state(struct sock *sk, int oldstate, int newstate,
 				      enum tcp_means means)
 {
-	struct tcp_started ended = {};
+	struct tcp_ended ended = {};
 	struct tcp_event event = { .sk = sk };
 	bool began = false;
+
+	if (tcp_closed) {
+		if (KERNEL_READ(means & TCP_DIRECT, sk, sk_protocol) == IPPROTO_TCP)
+			tcp_live(&event, oldstate, newstate, means);
+		return;
+	}
 
 	/* Seven of a connection's ten changes end here. */
 	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV && newstate != TCP_SYN_SENT)
@@ -495,11 +693,12 @@ static __always_inline void tcp_state(struct sock *sk, int oldstate, int newstat
 	if (oldstate == TCP_SYN_SENT || KERNEL_READ(means & TCP_DIRECT, sk, sk_socket))
 		began = tcp_end(sk, means & TCP_SLOTS, &ended);
 	event.task_cgroup_id = ended.cgroup_id;
+	event.ended_ns = ended.ended_ns;
 	event.tp = means & TCP_DIRECT ? bpf_skc_to_tcp_sock(sk) : (struct tcp_sock *)sk;
 	if (!event.tp)
 		return;
 	if (began || oldstate == TCP_SYN_SENT)
-		tcp_client(&event, means, newstate, ended.ns);
+		tcp_client(&event, means, newstate, ended.duration_ns);
 	else if (newstate == TCP_ESTABLISHED)
 		tcp_server(&event, means);
 }
@@ -545,7 +744,7 @@ int tcp_state_record(void *ctx)
 	int newstate = RECORD_READ(ctx, tcp_record_newstate);
 	struct series_key key = {};
 	struct series_cells cells;
-	struct tcp_started ended;
+	struct tcp_ended ended;
 	__u64 socket;
 
 	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV && newstate != TCP_SYN_SENT)
@@ -580,7 +779,8 @@ int tcp_state_record(void *ctx)
 	if (newstate == TCP_ESTABLISHED) {
 		key.kind = TCP_KIND_HANDSHAKE;
 		key.detail = TCP_ROLE_CLIENT;
-		tcp_add(&cells, series_of_index(&key, 1, 0, &cells), TCP_ROLE_CLIENT, ended.ns);
+		tcp_add(&cells, series_of_index(&key, 1, 0, &cells), TCP_ROLE_CLIENT,
+			ended.duration_ns);
 	} else {
 		key.kind = TCP_KIND_FAILURE;
 		key.detail = TCP_REASON_OTHER;

@@ -28,7 +28,7 @@ const OLDEST: &str = "5.10";
 const OTHERS: usize = 2;
 
 /// How long a guest may take.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// How many lines of a console are shown when something is wrong with it.
 const TAIL_LINES: usize = 60;
