@@ -117,7 +117,7 @@ impl Totals {
 
     /// Becomes what came between two readings of a cell. Its words wrap.
     fn between(&mut self, last: &Histogram, now: &Histogram) {
-        self.sum_ns = now.sum_ns.wrapping_sub(last.sum_ns);
+        self.sum_ns = now.sum.wrapping_sub(last.sum);
         let readings = now.buckets.iter().zip(&last.buckets);
         for (delta, (now, last)) in self.buckets.iter_mut().zip(readings) {
             *delta = u64::from(now.wrapping_sub(*last));
@@ -293,12 +293,20 @@ enum Life {
     Retained(Instant),
 }
 
+/// What came between two readings of a cell.
+enum Gained<'a> {
+    Durations(&'a Totals),
+    Count(u64),
+}
+
 /// The last reading of every cell. A cell is never set to zero: a new owner starts from here.
 #[derive(Debug)]
 struct Readings {
     cells: Cells,
     /// Up to the highest cell that was ever read: a ceiling may be far above what is used.
     histograms: Vec<Histogram>,
+    /// Of sums that were read alone, likewise.
+    sums: Vec<u64>,
     counters: Vec<u64>,
     scratch: Histogram,
     delta: Totals,
@@ -308,6 +316,7 @@ impl Readings {
     fn new(cells: Cells) -> Self {
         Self {
             histograms: Vec::new(),
+            sums: Vec::new(),
             counters: vec![0; cells.counter_count as usize],
             cells,
             scratch: Histogram::default(),
@@ -322,7 +331,29 @@ impl Readings {
         now.wrapping_sub(last)
     }
 
-    fn histogram(&mut self, cell: u16) -> &Totals {
+    /// What the sum of a histogram has gained since it was last read alone.
+    fn sum(&mut self, cell: u16) -> u64 {
+        let now = self.cells.sum(cell);
+        let place = usize::from(cell);
+        if place >= self.sums.len() {
+            self.sums.resize(place + 1, 0);
+        }
+        now.wrapping_sub(std::mem::replace(&mut self.sums[place], now))
+    }
+
+    /// Leaves the cells of a series to their next owner, who counts from here, whichever words it reads.
+    fn leave(&mut self, series: &Series) {
+        for cell in series.histograms() {
+            self.histogram(cell);
+            self.sum(cell);
+            self.counter(cell);
+        }
+        if let Some(cell) = series.counter() {
+            self.counter(cell);
+        }
+    }
+
+    fn histogram(&mut self, cell: u16) -> &mut Totals {
         self.cells.read_histogram(cell, &mut self.scratch);
         let place = usize::from(cell);
         if place >= self.histograms.len() {
@@ -331,21 +362,34 @@ impl Readings {
         let last = &mut self.histograms[place];
         self.delta.between(last, &self.scratch);
         std::mem::swap(last, &mut self.scratch);
-        &self.delta
+        &mut self.delta
+    }
+
+    /// What a sample's cell has gained since it was last read.
+    fn gained(&mut self, cell: Cell) -> Gained<'_> {
+        match cell {
+            Cell::Counter(cell) => Gained::Count(self.counter(cell)),
+            Cell::Sum(cell) => Gained::Count(self.sum(cell)),
+            Cell::Histogram(cell) => Gained::Durations(self.histogram(cell)),
+            Cell::Whole { whole, part } => {
+                let ns = self.counter(whole).wrapping_add(self.sum(part));
+                let delta = self.histogram(whole);
+                delta.sum_ns = ns;
+                Gained::Durations(delta)
+            }
+        }
     }
 
     /// Reads the cells of some samples into their values, into the sums over all series, and into what came lately.
     fn update(&mut self, samples: &mut [(Sample, Value)], sums: &mut [Value], recent: &mut Recent) {
         for (number, (sample, value)) in samples.iter_mut().enumerate() {
-            match (sample.cell, value, &mut sums[sample.metric]) {
-                (Cell::Histogram(cell), Value::Histogram(totals), Value::Histogram(sum)) => {
-                    let delta = self.histogram(cell);
+            match (self.gained(sample.cell), value, &mut sums[sample.metric]) {
+                (Gained::Durations(delta), Value::Histogram(totals), Value::Histogram(sum)) => {
                     totals.add(delta);
                     sum.add(delta);
                     recent.add_buckets(number, &delta.buckets);
                 }
-                (Cell::Counter(cell), Value::Counter(total), Value::Counter(sum)) => {
-                    let delta = self.counter(cell);
+                (Gained::Count(delta), Value::Counter(total), Value::Counter(sum)) => {
                     *total += delta;
                     *sum += delta;
                     recent.add(number, 0, delta);
@@ -779,6 +823,7 @@ impl Collector {
                 Life::Resting(since) if now.duration_since(since) >= QUARANTINE => {
                     self.readings
                         .update(&mut tracked.samples, sums, &mut tracked.recent);
+                    self.readings.leave(&tracked.series);
                     // Cells that could not be given back are lost; their values are not.
                     tracked.life = Life::Retained(now);
                     if let Err(error) = self.table.0.free(&tracked.series) {
@@ -900,13 +945,7 @@ impl Collector {
         self.resting = resting;
         for (_, series) in rested {
             // The next owner starts from here.
-            for cell in series.histograms() {
-                self.readings.histogram(cell);
-                self.readings.counter(cell);
-            }
-            if let Some(cell) = series.counter() {
-                self.readings.counter(cell);
-            }
+            self.readings.leave(&series);
             failed = failed.or(self.table.0.free(&series).err());
         }
         failed.map_or(Ok(()), Err)
@@ -1236,8 +1275,8 @@ fn fresh(samples: Vec<Sample>) -> Vec<(Sample, Value)> {
         .into_iter()
         .map(|sample| {
             let value = match sample.cell {
-                Cell::Histogram(_) => Value::Histogram(Box::default()),
-                Cell::Counter(_) => Value::Counter(0),
+                Cell::Histogram(_) | Cell::Whole { .. } => Value::Histogram(Box::default()),
+                Cell::Counter(_) | Cell::Sum(_) => Value::Counter(0),
             };
             (sample, value)
         })

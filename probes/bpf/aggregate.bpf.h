@@ -76,6 +76,22 @@ static __always_inline void counter_add(__u32 cell, __u64 n)
 		__sync_fetch_and_add(counter, n);
 }
 
+static __always_inline void histogram_count(__u32 cell, __u32 bucket)
+{
+	struct histogram *histogram = bpf_map_lookup_elem(&histograms, &cell);
+
+	if (histogram && bucket < HISTOGRAM_BUCKETS)
+		__sync_fetch_and_add(&histogram->buckets[bucket], 1);
+}
+
+static __always_inline void histogram_sum(__u32 cell, __u64 n)
+{
+	struct histogram *histogram = bpf_map_lookup_elem(&histograms, &cell);
+
+	if (histogram)
+		__sync_fetch_and_add(&histogram->sum, n);
+}
+
 static __always_inline void histogram_add_to(__u32 cell, __u32 bucket, __u64 ns)
 {
 	struct histogram *histogram = bpf_map_lookup_elem(&histograms, &cell);
@@ -83,7 +99,7 @@ static __always_inline void histogram_add_to(__u32 cell, __u32 bucket, __u64 ns)
 	if (!histogram || bucket >= HISTOGRAM_BUCKETS)
 		return;
 	__sync_fetch_and_add(&histogram->buckets[bucket], 1);
-	__sync_fetch_and_add(&histogram->sum_ns, ns);
+	__sync_fetch_and_add(&histogram->sum, ns);
 }
 
 static __always_inline void histogram_add(__u32 cell, __u64 ns)

@@ -20,7 +20,8 @@
 /* One cell of the pool: 368 bytes. The count is the sum of the buckets, so that
  * it can never disagree with them. Buckets wrap; the reader takes deltas. */
 struct histogram {
-	__u64 sum_ns;
+	/* Of the durations in ns; of an I/O's first histogram its bytes: see DISK_KIND_IO. */
+	__u64 sum;
 	__u32 buckets[HISTOGRAM_BUCKETS];
 };
 

@@ -13,8 +13,8 @@ use crate::{BUCKETS, Installed, wire};
 /// A cell as it was at one moment. The buckets and the sum wrap; take differences.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram {
-    /// Sum of the durations, in nanoseconds.
-    pub sum_ns: u64,
+    /// Of the durations, in nanoseconds, unless its probe counts something else there: see [`crate::Cell`].
+    pub sum: u64,
     /// Events by bucket.
     pub buckets: [u32; BUCKETS],
 }
@@ -22,7 +22,7 @@ pub struct Histogram {
 impl Default for Histogram {
     fn default() -> Self {
         Self {
-            sum_ns: 0,
+            sum: 0,
             buckets: [0; BUCKETS],
         }
     }
@@ -145,10 +145,7 @@ impl Cells {
     /// When the pool has no such cell.
     pub fn read_histogram(&self, cell: u16, into: &mut Histogram) {
         let base = usize::from(cell) * size_of::<wire::histogram>();
-        into.sum_ns = self
-            .histograms
-            .word::<AtomicU64>(base)
-            .load(Ordering::Relaxed);
+        into.sum = self.sum(cell);
         let buckets = base + std::mem::offset_of!(wire::histogram, buckets);
         for (bucket, value) in into.buckets.iter_mut().enumerate() {
             *value = self
@@ -156,6 +153,18 @@ impl Cells {
                 .word::<AtomicU32>(buckets + 4 * bucket)
                 .load(Ordering::Relaxed);
         }
+    }
+
+    /// Reads the sum of a histogram alone.
+    ///
+    /// # Panics
+    /// When the pool has no such cell.
+    #[must_use]
+    pub fn sum(&self, cell: u16) -> u64 {
+        let base = usize::from(cell) * size_of::<wire::histogram>();
+        self.histograms
+            .word::<AtomicU64>(base + std::mem::offset_of!(wire::histogram, sum))
+            .load(Ordering::Relaxed)
     }
 
     /// Reads a counter.

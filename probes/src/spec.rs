@@ -196,6 +196,16 @@ pub struct Sample {
 pub enum Cell {
     /// In the pool of histograms.
     Histogram(u16),
+    /// The sum of that one, where it counts something of its own.
+    Sum(u16),
+    /// The buckets of one histogram. Its time is in the sum of `part`, of that share of each event, and, of the rest,
+    /// in the counter of the same number as `whole`.
+    Whole {
+        /// In the pool of histograms.
+        whole: u16,
+        /// In the pool of histograms.
+        part: u16,
+    },
     /// In the pool of counters.
     Counter(u16),
 }

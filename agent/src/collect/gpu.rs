@@ -564,7 +564,7 @@ mod tests {
 
     fn gaps(sum_ns: u64, buckets: &[(usize, u32)]) -> Reading {
         let mut histogram = probes::Histogram {
-            sum_ns,
+            sum: sum_ns,
             ..probes::Histogram::default()
         };
         for (bucket, events) in buckets {

@@ -258,12 +258,15 @@ fn io_samples(operation: usize, io: u16, device: Option<u16>) -> Vec<Sample> {
         cell,
         labels: labels(operation),
     };
-    let mut samples = vec![sample(IO_DURATION, Cell::Histogram(io))];
-    if let Some(device) = device {
-        samples.push(sample(DEVICE_DURATION, Cell::Histogram(device)));
-        samples.push(sample(BYTES, Cell::Counter(io)));
-    }
-    samples
+    let Some(device) = device else {
+        return vec![sample(IO_DURATION, Cell::Histogram(io))];
+    };
+    let (whole, part) = (io, device);
+    vec![
+        sample(IO_DURATION, Cell::Whole { whole, part }),
+        sample(DEVICE_DURATION, Cell::Histogram(device)),
+        sample(BYTES, Cell::Sum(io)),
+    ]
 }
 
 fn samples(key: &SeriesKey, series: Series) -> Vec<Sample> {

@@ -277,7 +277,7 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 			     direct),
 		   operation, &io_cell, &device_cell);
 	if (bytes)
-		counter_add(io_cell, bytes);
+		histogram_sum(io_cell, bytes);
 
 	/* A request can complete in parts: all bytes count, the last part is timed. */
 	if (bytes < left)
@@ -300,16 +300,23 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 	}
 	now = bpf_ktime_get_ns();
 	bucket = histogram_bucket_of(now - created);
-	histogram_add_to(io_cell, bucket, now - created);
-	if (operation != DISK_OPERATION_FLUSH && issued) {
+	if (operation == DISK_OPERATION_FLUSH) {
+		histogram_add_to(io_cell, bucket, now - created);
+	} else {
+		histogram_count(io_cell, bucket);
+		if (!issued) {
+			counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
+			issued = now;
+		} else {
+			if (issued != created)
+				bucket = histogram_bucket_of(now - issued);
+			histogram_add_to(device_cell, bucket, now - issued);
+		}
 		/* Often the very stamp of the creation: a plug keeps one time for all it does
 		 * (commit da4c8c3d0975, "block: cache current nsec time in struct blk_plug", 6.9).
 		 */
 		if (issued != created)
-			bucket = histogram_bucket_of(now - issued);
-		histogram_add_to(device_cell, bucket, now - issued);
-	} else if (operation != DISK_OPERATION_FLUSH) {
-		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
+			counter_add(io_cell, issued - created);
 	}
 	/* Once it is counted: whoever reads rings first finds no event that no bucket has. */
 	disk_send_if_slow(rq, DISK_SERIES(DISK_KIND_IO, operation), now, created, issued, direct);
@@ -565,7 +572,7 @@ int disk_complete_record(void *ctx)
 		counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
 		io_cell = disk_histograms + DISK_HISTOGRAM_OTHER_IO + operation;
 	}
-	counter_add(io_cell, sectors << SECTOR_SHIFT);
+	histogram_sum(io_cell, sectors << SECTOR_SHIFT);
 	if (!known)
 		return 0;
 	if (sectors < request.sectors) {
@@ -578,7 +585,7 @@ int disk_complete_record(void *ctx)
 	}
 	elapsed = bpf_ktime_get_ns() - request.issued_ns;
 	bucket = histogram_bucket_of(elapsed);
-	histogram_add_to(io_cell, bucket, elapsed);
+	histogram_count(io_cell, bucket);
 	histogram_add_to(device_cell, bucket, elapsed);
 	return 0;
 }

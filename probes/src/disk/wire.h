@@ -7,8 +7,12 @@
 #define DISK_PROBE 2
 
 /* The kinds of series. DISK_KIND_IO: `detail` is the operation; histogram 0 runs
- * from the request's creation and brings the bytes along as its counter,
- * histogram 1 runs at the device. DISK_KIND_ERROR: `detail` is DISK_ERROR(). */
+ * from the request's creation, histogram 1 runs at the device. So that an I/O
+ * adds to few lines, each a barrier: the time of histogram 0 is that of
+ * histogram 1, in its sum, and what passed before the issue, in the counter of
+ * histogram 0, which is often nothing; and the sum of histogram 0 is the bytes.
+ * A flush has histogram 0 alone, with its time in its sum. DISK_KIND_ERROR: `detail`
+ * is DISK_ERROR(). */
 enum disk_kind {
 	DISK_KIND_IO = SERIES_KIND(DISK_PROBE, 0),
 	DISK_KIND_ERROR = SERIES_KIND(DISK_PROBE, 1),

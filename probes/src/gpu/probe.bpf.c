@@ -473,7 +473,7 @@ static __noinline int gpu_gap_close(struct gpu_process *process, __u32 slot, __u
 	if (bucket >= HISTOGRAM_BUCKETS)
 		return 0;
 	__sync_fetch_and_add(&of->gaps.buckets[bucket], 1);
-	gpu_add(&of->gaps.sum_ns, gap);
+	gpu_add(&of->gaps.sum, gap);
 	gpu_tell(now, gap, GPU_SERIES(GPU_KIND_GAP, 0), device + 1, 0);
 	return 0;
 }

@@ -529,7 +529,7 @@ impl Device<'_> {
     fn readings(&self, device: usize, readings: &mut Vec<Reading>) {
         let (starved, idle) = self.gap_sums();
         let mut gaps = Histogram {
-            sum_ns: self.word(offset_of!(gpu_device, gaps.sum_ns)),
+            sum: self.word(offset_of!(gpu_device, gaps.sum)),
             ..Histogram::default()
         };
         for bucket in 0..BUCKETS {

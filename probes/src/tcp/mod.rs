@@ -318,6 +318,7 @@ mod tests {
             for sample in samples(&key, series) {
                 let value = match sample.cell {
                     Cell::Counter(cell) => vec![kernel.cells.counter(cell)],
+                    Cell::Sum(_) | Cell::Whole { .. } => unreachable!("no cells of tcp"),
                     Cell::Histogram(cell) => {
                         let mut histogram = Histogram::default();
                         kernel.cells.read_histogram(cell, &mut histogram);
