@@ -63,8 +63,8 @@ struct Args {
     /// Calls of CUDA in a row, timed together
     #[arg(long, default_value_t = 4000)]
     calls: u64,
-    /// Pairs of each workload with each thing attached
-    #[arg(long, default_value_t = 20)]
+    /// Pairs of each workload; with another tool attached, half as many
+    #[arg(long, default_value_t = 16)]
     pairs: usize,
     /// Only workloads whose title contains this; may be repeated
     #[arg(long, conflicts_with = "write")]
@@ -459,7 +459,9 @@ impl Drop for Process {
         let asked = Instant::now();
         while let Ok(None) = self.0.try_wait() {
             if asked.elapsed() > PATIENCE {
-                eprintln!("bench: process {} does not end: killed", self.0.id());
+                let name = fs::read_to_string(format!("/proc/{}/comm", self.0.id()));
+                let name = name.unwrap_or_default();
+                eprintln!("bench: {} does not end, and is killed", name.trim());
                 let _ = self.0.kill();
                 let _ = self.0.wait();
                 return;
@@ -472,7 +474,7 @@ impl Drop for Process {
 /// Starts an agent and waits until it is ready. Also returns where it serves, and how long that took.
 fn agent(bin: &Path, flags: &[&str]) -> Result<(Process, SocketAddr, Duration)> {
     let started = Instant::now();
-    let mut child = Command::new(bin.join("sentry"))
+    let mut child = workloads::mortal(bin.join("sentry"))
         .args(["--web.listen-address", "127.0.0.1:0"])
         .args(flags)
         .stdout(Stdio::null())

@@ -3,7 +3,7 @@
 use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use crate::{
     Args, Process, agent, attach, get, is_disk, is_tcp, load,
     results::{Measured, Results, Table, measured},
     status_bytes, sum,
-    workloads::{Fio, cpu_ns},
+    workloads::{Fio, cpu_ns, mortal},
 };
 
 /// Between two scrapes, as Prometheus' configurations often have it.
@@ -109,11 +109,8 @@ pub(crate) fn busy(bin: &Path, args: &Args, results: &mut Results) -> Result<()>
     );
     let connects: Vec<Process> = (0..2)
         .map(|_| {
-            let child = Command::new("setpriv")
-                .args(["--pdeathsig", "TERM"])
-                .arg(bin.join("load"))
+            let child = mortal(bin.join("load"))
                 .args(["storm", "--seconds", "100000", "--to", NOBODY])
-                .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn()
                 .context("setpriv of util-linux cannot be run")?;
