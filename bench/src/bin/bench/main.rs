@@ -274,7 +274,7 @@ enum Loader {
         #[expect(dead_code, reason = "held for its drop")] Process,
         SocketAddr,
     ),
-    Biolatency(#[expect(dead_code, reason = "held for its drop")] Process),
+    Biolatency(#[expect(dead_code, reason = "held for its drop")] workloads::Peer),
 }
 
 impl Loader {

@@ -42,15 +42,22 @@ pub(crate) struct Table {
     /// What was done, in a paragraph.
     pub(crate) about: String,
     pub(crate) columns: Vec<String>,
-    rows: Vec<(String, Vec<Cell>)>,
+    rows: Vec<Row>,
     wanted: Vec<Wanted>,
 }
 
-/// What was aimed at.
+/// A line of a table.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    cells: Vec<Cell>,
+}
+
+/// What was aimed at; neither met nor missed where the noise hides it.
 #[derive(Debug, Serialize)]
 struct Wanted {
     what: String,
-    met: bool,
+    met: Option<bool>,
 }
 
 /// What stands in a table beside a row's name.
@@ -223,12 +230,15 @@ impl Table {
     }
 
     pub(crate) fn row(&mut self, name: impl Into<String>, cells: Vec<Cell>) {
-        self.rows.push((name.into(), cells));
+        let name = name.into();
+        self.rows.push(Row { name, cells });
     }
 
-    pub(crate) fn want(&mut self, what: impl Into<String>, met: bool) {
-        let what = what.into();
-        self.wanted.push(Wanted { what, met });
+    pub(crate) fn want(&mut self, what: impl Into<String>, met: impl Into<Option<bool>>) {
+        self.wanted.push(Wanted {
+            what: what.into(),
+            met: met.into(),
+        });
     }
 
     fn markdown(&self) -> String {
@@ -239,7 +249,7 @@ impl Table {
         let _ = writeln!(text, "| {} |", self.columns.join(" | "));
         let rest = self.columns.len().saturating_sub(1);
         let _ = writeln!(text, "| --- |{}", " ---: |".repeat(rest));
-        for (name, cells) in &self.rows {
+        for Row { name, cells } in &self.rows {
             let mut cells: Vec<String> = cells.iter().map(ToString::to_string).collect();
             // A row that says why it has nothing is as wide as the others.
             cells.resize(rest, String::new());
@@ -247,7 +257,11 @@ impl Table {
         }
         for (place, Wanted { what, met }) in self.wanted.iter().enumerate() {
             let before = if place == 0 { "\nWanted: " } else { "; " };
-            let met = if *met { "met" } else { "missed" };
+            let met = match met {
+                Some(true) => "met",
+                Some(false) => "missed",
+                None => "not decided, for the noise",
+            };
             let _ = write!(text, "{before}{what} ({met})");
         }
         text.push_str(if self.wanted.is_empty() {
@@ -410,7 +424,7 @@ mod tests {
              Wanted: under 2 ms (met).\n\n"
         );
         let json = serde_json::to_value(&table).unwrap();
-        assert_eq!(json["rows"][0][1][0]["median"], 1.0);
+        assert_eq!(json["rows"][0]["cells"][0]["median"], 1.0);
         assert_eq!(json["wanted"][0]["met"], true);
     }
 
