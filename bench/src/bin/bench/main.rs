@@ -64,7 +64,7 @@ struct Args {
     #[arg(long, default_value_t = 4000)]
     calls: u64,
     /// Pairs of each workload; with another tool attached, half as many
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 20)]
     pairs: usize,
     /// Only workloads whose title contains this; may be repeated
     #[arg(long, conflicts_with = "write")]

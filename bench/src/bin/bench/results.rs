@@ -33,6 +33,8 @@ struct Machine {
     model: String,
     memory_bytes: u64,
     is_virtual: bool,
+    /// How many threads wanted to run when it began, over a minute: what else the machine does.
+    load_average: f64,
 }
 
 /// One table.
@@ -295,6 +297,11 @@ impl Results {
             memory_bytes: kib * 1024,
             is_virtual: of("/proc/cpuinfo", "flags")
                 .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+            load_average: read("/proc/loadavg")
+                .split(' ')
+                .next()
+                .and_then(|load| load.parse().ok())
+                .context("/proc/loadavg has no number")?,
         };
         Ok(Self {
             machine,
@@ -308,7 +315,7 @@ impl Results {
     pub(crate) fn machine(&self) -> String {
         let machine = &self.machine;
         format!(
-            "Linux {}, {} CPUs, {}{}, {} GiB of memory.",
+            "Linux {}, {} CPUs, {}{}, {} GiB of memory, load average {} at the start.",
             machine.kernel,
             machine.cpus,
             machine.model,
@@ -318,6 +325,7 @@ impl Results {
                 ""
             },
             (machine.memory_bytes + (1 << 29)) >> 30,
+            machine.load_average,
         )
     }
 
