@@ -20,6 +20,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    num::{NonZeroU64, NonZeroUsize},
     os::{
         fd::{AsFd, AsRawFd},
         unix::process::CommandExt,
@@ -64,14 +65,14 @@ struct Args {
     #[arg(long, default_value_t = 4000)]
     calls: u64,
     /// Pairs of each workload; with another tool attached, half as many
-    #[arg(long, default_value_t = 20)]
-    pairs: usize,
+    #[arg(long, default_value = "20")]
+    pairs: NonZeroUsize,
     /// Only workloads whose title contains this; may be repeated
     #[arg(long, conflicts_with = "write")]
     workload: Vec<String>,
     /// Milliseconds of each half of a pair
-    #[arg(long, default_value_t = 300)]
-    slice_ms: u64,
+    #[arg(long, default_value = "300")]
+    slice_ms: NonZeroU64,
     /// Seconds for which an idle agent is watched, and half of them a busy one
     #[arg(long, default_value_t = 60)]
     seconds: u64,

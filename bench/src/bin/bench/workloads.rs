@@ -126,12 +126,13 @@ const DISK_LINE: &str = "tracepoint:block:block_rq_issue { @start[args->dev, arg
      delete(@start[args->dev, args->sector]); }";
 
 pub(crate) fn all(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
-    let mut failed = Vec::new();
+    let (mut failed, mut titles) = (Vec::new(), Vec::new());
     let mut one = |title: &str,
                    what: &str,
                    operation: &str,
                    contenders: &[Contender],
                    start: &dyn Fn() -> Result<Box<dyn Load>>| {
+        titles.push(title.to_owned());
         if !args.workload.is_empty() && !args.workload.iter().any(|name| title.contains(name)) {
             return Ok(());
         }
@@ -182,6 +183,16 @@ pub(crate) fn all(bin: &Path, args: &Args, results: &mut Results) -> Result<()> 
         &GPU,
         &|| Ok(Box::new(Launches::start(bin)?)),
     )?;
+    if let Some(unknown) = args
+        .workload
+        .iter()
+        .find(|name| !titles.iter().any(|title| title.contains(*name)))
+    {
+        bail!(
+            "--workload {unknown}: allowed is a part of {}",
+            titles.join(", ")
+        );
+    }
     ensure!(failed.is_empty(), "{}", failed.join("; "));
     Ok(())
 }
@@ -205,7 +216,7 @@ fn compare(
     mut load: Box<dyn Load>,
     contenders: &[Contender],
 ) -> Result<Outcome> {
-    let length = Duration::from_millis(args.slice_ms);
+    let length = Duration::from_millis(args.slice_ms.get());
     let mut outcome = Outcome {
         rates: Vec::new(),
         slower: BTreeMap::new(),
@@ -215,7 +226,7 @@ fn compare(
     };
     load.slice(WARM_UP)?;
     let mut before = load.slice(length)?;
-    for pair in 0..args.pairs {
+    for pair in 0..args.pairs.get() {
         let mut order = contenders.to_vec();
         order.rotate_left(pair % contenders.len());
         for contender in order {
