@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 prepare = @sh xtask/install.sh
 
-.PHONY: help run demo test test-fast vm kernels lint fmt docs manifests bench soak release image image-prebuilt sbom install clean
+.PHONY: help run demo test test-fast vm kernels lint fmt docs manifests bench performance soak release image image-prebuilt sbom install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -55,6 +55,10 @@ manifests: ## write anew what derives in deploy/: deploy-sentry.yaml, rules, das
 bench: ## what the probes cost, beside others
 	$(prepare) bench
 	@cargo xtask bench $(ARGS)
+
+performance: ## the same, and docs/performance.md is written anew
+	$(prepare) bench
+	@cargo xtask bench --write $(ARGS)
 
 soak: ## a minute each of connect and read storms, and 10,000 containers in ten minutes
 	$(prepare) test

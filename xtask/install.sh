@@ -39,7 +39,7 @@ if [ -n "$missing" ]; then
 	fi
 	echo "sentry: installing$missing"
 	$sudo sh -eu -c '
-		# Debian starts the services of what it installs; of Prometheus only a tool is wanted.
+		# Debian starts the services of what it installs; only the programs are wanted.
 		policy=/usr/sbin/policy-rc.d
 		if [ ! -e $policy ]; then
 			trap "rm -f $policy" EXIT
@@ -50,13 +50,12 @@ if [ -n "$missing" ]; then
 		export DEBIAN_FRONTEND=noninteractive
 		apt-get update -qq
 		apt-get install -qq --no-install-recommends "$@" >/dev/null
-		case " $* " in
-		*" prometheus "*)
-			if command -v systemctl >/dev/null; then
-				systemctl disable --quiet prometheus.service || :
-			fi
-			;;
-		esac
+		command -v systemctl >/dev/null || exit 0
+		for service in prometheus nginx; do
+			case " $* " in
+			*" $service "* | *" $service-light "*) systemctl disable --quiet $service.service || : ;;
+			esac
+		done
 	' install $missing || stop "these packages could not be installed:$missing"
 fi
 

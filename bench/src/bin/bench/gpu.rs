@@ -9,13 +9,19 @@ use std::{
     io::{BufRead, BufReader, Lines, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{Args, Process, agent, get, median, serving, status_bytes, sum};
+use crate::{
+    Args, Process, agent, get,
+    results::{Cell, Measured, Results, Table, measured},
+    serving, status_bytes, sum,
+    workloads::{Load, Slice},
+};
 
 /// What the load calls over and over.
 struct Pattern {
@@ -80,14 +86,24 @@ pub(crate) const HOOKS: [&str; 3] = ["uprobe_multi", "uprobe_cookie", "uprobe"];
 const STATES: [&str; 3] = ["none", "empty", "sentry"];
 
 /// The stand-in runtime and the programs of this bench, built.
+#[derive(Debug, Clone)]
 struct Built {
     load: PathBuf,
     empty: PathBuf,
     runtime: PathBuf,
 }
 
-/// In a folder beside the bench.
+/// In a folder beside the bench, once a run: a library that is in use is not written anew.
 fn build(bin: &Path) -> Result<Built> {
+    static BUILT: OnceLock<Built> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built.clone());
+    }
+    let built = compile(bin)?;
+    Ok(BUILT.get_or_init(|| built).clone())
+}
+
+fn compile(bin: &Path) -> Result<Built> {
     let folder = bin.join("bench-gpu");
     fs::create_dir_all(&folder)?;
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -188,6 +204,47 @@ fn launches_of_load(metrics: &str) -> f64 {
         .sum()
 }
 
+/// A program that launches so many times a second, with work between.
+pub(crate) struct Launches {
+    load: Partner,
+    work: u64,
+}
+
+impl Launches {
+    pub(crate) fn start(bin: &Path) -> Result<Self> {
+        let mut load = Partner::start(Command::new(build(bin)?.load))?;
+        let work = calibrate(&mut load)?;
+        Ok(Self { load, work })
+    }
+
+    /// Empty programs on the functions of its runtime.
+    pub(crate) fn empty(bin: &Path) -> Result<impl Sized + 'static> {
+        empty(&build(bin)?, HOOKS[0])
+    }
+
+    /// The stand-in runtime.
+    pub(crate) fn library(bin: &Path) -> Result<PathBuf> {
+        Ok(build(bin)?.runtime)
+    }
+}
+
+impl Load for Launches {
+    fn slice(&mut self, length: Duration) -> Result<Slice> {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // some thousands
+        let launches = (length.as_secs_f64() * LAUNCHES_PER_S) as u64;
+        let started = Instant::now();
+        let cpu_ns = self
+            .load
+            .ask(&format!("launch_stream {launches} {}", self.work))?;
+        #[allow(clippy::cast_precision_loss)] // some thousands
+        let done = launches as f64;
+        Ok(Slice {
+            wall_ns: started.elapsed().as_secs_f64() * 1e9 / done,
+            cpu_ns: cpu_ns / done,
+        })
+    }
+}
+
 /// Nanoseconds a round of each pattern, and at last of the busy program.
 type Times = [f64; PATTERNS.len() + 1];
 
@@ -212,15 +269,8 @@ fn calibrate(load: &mut Partner) -> Result<u64> {
     Ok(work)
 }
 
-/// Median, least and greatest.
-fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
-    let mut values: Vec<f64> = values.collect();
-    let middle = median(&mut values);
-    [middle, values[0], values[values.len() - 1]]
-}
-
 /// What calls cost the program that makes them.
-pub(crate) fn calls(bin: &Path, args: &Args) -> Result<()> {
+pub(crate) fn calls(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
     let built = build(bin)?;
     let mut load = Partner::start(Command::new(&built.load))?;
     let work = calibrate(&mut load)?;
@@ -257,95 +307,114 @@ pub(crate) fn calls(bin: &Path, args: &Args) -> Result<()> {
         }
         rounds.push(times);
     }
-    report(args, &rounds);
-    profile(bin, args, &mut load)
+    report(args, &rounds, results)?;
+    profile(bin, args, &mut load, results)
 }
 
-fn report(args: &Args, rounds: &[[Times; 3]]) {
-    let over = |state: usize, pattern: usize| {
-        spread(
-            rounds
-                .iter()
-                .map(|times| times[state][pattern] - times[0][pattern]),
-        )[0]
+fn report(args: &Args, rounds: &[[Times; 3]], results: &mut Results) -> Result<()> {
+    let of = |decimals: usize, unit: &'static str, value: &dyn Fn(&[Times; 3]) -> f64| {
+        let values: Vec<f64> = rounds.iter().map(value).collect();
+        measured(&values, unit, decimals)
     };
-    println!(
-        "## One call of CUDA\n\n\
-         On the stand-in runtime, {}, {} calls {TIMES} times a round, {} rounds. What a call takes \
-         longer than with nothing attached, by the processor's time of its thread; empty programs \
-         are at the same entries and returns.\n\n\
-         | ns | empty | Sentry | ratio | least to greatest | wanted |\n|---|---:|---:|---:|---:|---|",
-        args.gpu_hook, args.calls, args.rounds
+    let over = |state: usize, pattern: usize| -> Measured {
+        of(0, "ns", &|times| times[state][pattern] - times[0][pattern])
+    };
+    let mut table = Table::new(
+        "One call of CUDA",
+        format!(
+            "On the stand-in runtime, {}, {} calls {TIMES} times a round, {} rounds: median, least and greatest. \
+             What a call takes longer than with nothing attached, by the processor's time of its thread; empty \
+             programs are at the same entries and returns.",
+            args.gpu_hook, args.calls, args.rounds
+        ),
+        &["call", "empty", "Sentry", "Sentry over empty", "wanted"],
     );
     for (pattern, Pattern { text, wanted, .. }) in PATTERNS.iter().enumerate() {
-        let ratios = rounds.iter().map(|[none, empty, sentry]| {
+        let ratio = of(2, "", &|[none, empty, sentry]| {
             (sentry[pattern] - none[pattern]) / (empty[pattern] - none[pattern])
         });
-        let [ratio, least, greatest] = spread(ratios);
-        println!(
-            "| {text} | {:.0} | {:.0} | {ratio:.2} | {least:.2} to {greatest:.2} | at most {wanted} ({}) |",
-            over(1, pattern),
-            over(2, pattern),
-            crate::met(ratio <= *wanted),
+        let met = crate::met(ratio.median() <= *wanted);
+        table.row(
+            *text,
+            vec![
+                over(1, pattern).into(),
+                over(2, pattern).into(),
+                ratio.into(),
+                Cell::text(format!("at most {wanted} ({met})")),
+            ],
         );
     }
-    let busy = |state: usize| spread(rounds.iter().map(move |times| times[state][BUSY]));
-    let slower = |state: usize, than: usize| {
-        spread(
-            rounds
-                .iter()
-                .map(move |times| times[state][BUSY] / times[than][BUSY]),
-        )
-    };
-    let [ratio, least, greatest] = slower(2, 1);
-    println!(
-        "\nA program that makes {:.0} launches a second by itself takes {:.2} us of the processor \
-         for each, {:.2} us with an empty program ({:.3} times) and {:.2} us with Sentry ({:.3} \
-         times). Sentry over empty: {ratio:.3} ({least:.3} to {greatest:.3}), wanted at most 1.2 \
-         ({}). What they add: {:.0} and {:.0} ns a launch.\n",
-        1e9 / busy(0)[0],
-        busy(0)[0] / 1e3,
-        busy(1)[0] / 1e3,
-        slower(1, 0)[0],
-        busy(2)[0] / 1e3,
-        slower(2, 0)[0],
-        crate::met(ratio <= 1.2),
-        over(1, BUSY),
-        over(2, BUSY),
+    results.add(table)?;
+
+    let mut table = Table::new(
+        "A busy program of CUDA",
+        format!(
+            "It makes {:.0} launches a second by itself; what the processor takes for each launch and the work between.",
+            1e9 / of(0, "", &|times| times[0][BUSY]).median()
+        ),
+        &["a launch", "with its work", "more", "over empty"],
     );
+    for (state, name) in [
+        "nothing attached",
+        "empty program",
+        "Sentry, `--probes gpu`",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut cells: Vec<Cell> = vec![of(2, "us", &|times| times[state][BUSY] / 1e3).into()];
+        if state > 0 {
+            cells.push(over(state, BUSY).into());
+        }
+        if state == 2 {
+            let ratio = of(3, "", &|times| times[2][BUSY] / times[1][BUSY]);
+            table.want(
+                "at most 1.2 times what it takes with an empty program",
+                ratio.median() <= 1.2,
+            );
+            cells.push(ratio.into());
+        }
+        table.row(name, cells);
+    }
+    results.add(table)
 }
 
 /// How long each program runs, by the kernel's statistics, whose own time is part of it.
-fn profile(bin: &Path, args: &Args, load: &mut Partner) -> Result<()> {
+fn profile(bin: &Path, args: &Args, load: &mut Partner, results: &mut Results) -> Result<()> {
     let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
     let (_agent, address, _) = agent(bin, &["--probes", "gpu", "--gpu.hook", &args.gpu_hook])?;
     load.time("launch_stream", args.calls / 10, 0)?;
-    println!(
-        "| ns a run, the clock included | `gpu_enqueue` | `gpu_enter` | `gpu_return` | `gpu_order` |"
+    let programs = ["gpu_enqueue", "gpu_enter", "gpu_return", "gpu_order"];
+    let mut table = Table::new(
+        "Programs of the gpu probe",
+        "A run of each, with the kernel's clock around it.",
+        &[
+            "call",
+            "`gpu_enqueue`",
+            "`gpu_enter`",
+            "`gpu_return`",
+            "`gpu_order`",
+        ],
     );
-    println!("|---|---:|---:|---:|---:|");
     for Pattern { name, text, .. } in PATTERNS {
         let before = get(address, "/metrics")?;
         load.time(name, args.calls, 0)?;
         let after = get(address, "/metrics")?;
-        print!("| {text} |");
-        for program in ["gpu_enqueue", "gpu_enter", "gpu_return", "gpu_order"] {
+        let cells = programs.map(|program| {
             let more = |name: &str| {
                 let name = format!("{name}{{program=\"{program}\"}}");
                 sum(&after, &name) - sum(&before, &name)
             };
             let runs = more("sentry_bpf_program_runs_total");
             if runs < 1.0 {
-                print!(" |");
-            } else {
-                let seconds = more("sentry_bpf_program_run_seconds_total");
-                print!(" {:.0} |", seconds / runs * 1e9);
+                return Cell::text("");
             }
-        }
-        println!();
+            let seconds = more("sentry_bpf_program_run_seconds_total");
+            measured(&[seconds / runs * 1e9], "ns", 0).into()
+        });
+        table.row(text, cells.into());
     }
-    println!();
-    Ok(())
+    results.add(table)
 }
 
 /// A real runtime: the one fetched for the tests.
@@ -378,43 +447,63 @@ fn mapper(library: &Path) -> Result<Partner> {
     bail!("{} is not mapped", library.display())
 }
 
-const UP: &str = "sentry_probe_up{probe=\"gpu\"";
+/// Whether the gpu probe is attached, but for the end of the labels.
+pub(crate) const UP: &str = "sentry_probe_up{probe=\"gpu\"";
 
 /// What one attachment to all functions of a runtime takes, by each of the means.
-pub(crate) fn attaching(bin: &Path) -> Result<()> {
+pub(crate) fn attaching(bin: &Path, results: &mut Results) -> Result<()> {
     let built = build(bin)?;
-    let library = runtime().unwrap_or_else(|| built.runtime.clone());
-    println!(
-        "## Attaching to {}\n\n\
-         | | until it is attached | descriptors | maps | resident before | after | until it has let go |\n\
-         |---|---:|---:|---:|---:|---:|---:|",
-        library.display()
+    let real = runtime();
+    let library = real.as_ref().unwrap_or(&built.runtime);
+    let mut table = Table::new(
+        "Attaching to a CUDA runtime",
+        format!(
+            "To {}, median of 5 times by `uprobe_multi`, once by the others.",
+            if real.is_some() {
+                "NVIDIA's `libcudart.so.12`"
+            } else {
+                "the stand-in runtime"
+            }
+        ),
+        &[
+            "hook",
+            "until it is attached",
+            "descriptors",
+            "maps",
+            "resident before",
+            "after",
+            "until it has let go",
+        ],
     );
     'hooks: for hook in HOOKS {
         let mut values = Vec::new();
         // Letting go of a uprobe after the other takes many seconds.
         for _ in 0..if hook == "uprobe_multi" { 5 } else { 1 } {
-            match attach_once(bin, &library, hook)? {
+            match attach_once(bin, library, hook)? {
                 Ok(row) => values.push(row),
                 Err(verdict) => {
-                    println!("| `{hook}` | {verdict} | | | | | |");
+                    table.row(format!("`{hook}`"), vec![Cell::text(verdict)]);
                     continue 'hooks;
                 }
             }
         }
-        let of = |column: usize| spread(values.iter().map(|row| row[column]))[0];
-        println!(
-            "| `{hook}` | {:.0} ms | {:.0} | {:.0} bytes | {:.2} MB | {:.2} MB | {:.0} ms |",
-            of(0),
-            of(1),
-            of(2),
-            of(3),
-            of(4),
-            of(5),
+        let of = |column: usize, unit: &'static str, decimals: usize| -> Cell {
+            let values: Vec<f64> = values.iter().map(|row| row[column]).collect();
+            measured(&values, unit, decimals).into()
+        };
+        table.row(
+            format!("`{hook}`"),
+            vec![
+                of(0, "ms", 0),
+                of(1, "", 0),
+                of(2, "bytes", 0),
+                of(3, "MB", 2),
+                of(4, "MB", 2),
+                of(5, "ms", 0),
+            ],
         );
     }
-    println!();
-    Ok(())
+    results.add(table)
 }
 
 #[allow(clippy::cast_precision_loss)] // some dozens

@@ -15,7 +15,11 @@ use sentry_bench::{
     tour::TourReport,
 };
 
-use super::{Process, agent, get, listener, load, median, met, status_bytes};
+use super::{
+    Process, agent, get, listener, load,
+    results::{Cell, Results, Table, measured},
+    status_bytes,
+};
 
 const NODE: &str = "node-1";
 
@@ -208,7 +212,7 @@ fn cpu_ticks(process: &Process) -> Result<f64> {
     Ok(next()? + next()?)
 }
 
-pub(crate) fn node(bin: &Path) -> Result<()> {
+pub(crate) fn node(bin: &Path, results: &mut Results) -> Result<()> {
     let node = Node::new(PODS)?;
     let (mut ready, mut synced) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
@@ -243,48 +247,41 @@ pub(crate) fn node(bin: &Path) -> Result<()> {
     let named = text.lines().filter(counted).count();
     ensure!(named == PODS as usize, "{named} of {PODS} pods are named");
 
+    let mut table = Table::new(
+        &format!("{PODS} pods on a node"),
+        format!(
+            "One container each, one connect from each; `--probes tcp,disk --series.max 4096`; {SCRAPES} scrapes, \
+             {STARTS} starts: median, least and greatest."
+        ),
+        &["what", "measured"],
+    );
     #[allow(clippy::cast_precision_loss)] // some megabytes, some scrapes
-    let row = |what: &str, scrapes: &mut Scrapes, wanted: &str| {
-        let (first, whole) = (median(&mut scrapes.first_byte), median(&mut scrapes.whole));
-        println!("| scrape, {what}: to the first byte | {first:.1} ms | |");
-        println!("| scrape, {what}: whole | {whole:.1} ms | {wanted} |");
-        println!(
-            "| scrape, {what}: CPU time of the agent | {:.1} ms | |",
-            scrapes.cpu * 10.0 / SCRAPES as f64
-        );
-        println!(
-            "| scrape, {what}: size | {:.2} MB | |",
-            scrapes.bytes as f64 / 1e6
-        );
-    };
-    println!(
-        "## {PODS} pods on a node\n\n\
-         One container each, one connect from each; `--probes tcp,disk --series.max 4096`; medians of {SCRAPES} scrapes, \
-         of {STARTS} starts.\n\n\
-         | what | measured | wanted |\n|---|---:|---|"
+    for (what, scrapes) in [("text", &plain), ("gzip", &gzip)] {
+        let cpu = scrapes.cpu * 10.0 / SCRAPES as f64;
+        let size = scrapes.bytes as f64 / 1e6;
+        for (part, value) in [
+            ("to the first byte", measured(&scrapes.first_byte, "ms", 1)),
+            ("whole", measured(&scrapes.whole, "ms", 1)),
+            ("CPU time of the agent", measured(&[cpu], "ms", 1)),
+            ("size", measured(&[size], "MB", 2)),
+        ] {
+            table.row(format!("scrape, {what}: {part}"), vec![value.into()]);
+        }
+    }
+    let megabytes = |bytes: f64| -> Vec<Cell> { vec![measured(&[bytes / 1e6], "MB", 1).into()] };
+    table.row("resident, before any connect", megabytes(idle));
+    table.row("resident, between scrapes", megabytes(between));
+    table.row("resident, at most while scraped", megabytes(peak));
+    table.row("resident, at most while it starts", megabytes(from_start));
+    table.row("start to `/readyz`", vec![measured(&ready, "ms", 0).into()]);
+    table.row(
+        "start to all pods known",
+        vec![measured(&synced, "ms", 0).into()],
     );
-    let whole = median(&mut plain.whole);
-    row(
-        "text",
-        &mut plain,
-        &format!("under 50 ms ({})", met(whole < 50.0)),
+    table.want(
+        "a scrape as text in under 50 ms",
+        measured(&plain.whole, "ms", 1).median() < 50.0,
     );
-    row("gzip", &mut gzip, "");
-    let megabytes = |bytes: f64| format!("{:.1} MB", bytes / 1e6);
-    println!(
-        "| resident, before any connect | {} | |\n\
-         | resident, between scrapes | {} | |\n\
-         | resident, at most while scraped | {} | at most 25 MB ({}) |\n\
-         | resident, at most while it starts | {} | |\n\
-         | start to `/readyz` | {:.0} ms | |\n\
-         | start to all pods known | {:.0} ms | |\n",
-        megabytes(idle),
-        megabytes(between),
-        megabytes(peak),
-        met(peak <= 25e6),
-        megabytes(from_start),
-        median(&mut ready),
-        median(&mut synced),
-    );
-    Ok(())
+    table.want("at most 25 MB resident while scraped", peak <= 25e6);
+    results.add(table)
 }

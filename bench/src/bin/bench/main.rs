@@ -8,17 +8,26 @@
 //! them. Medians are printed as Markdown tables.
 
 mod gpu;
+mod hooks;
 mod kubernetes;
+mod results;
 mod scrape;
+mod upkeep;
+mod workloads;
 
 use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    os::fd::{AsFd, AsRawFd},
-    path::Path,
+    num::{NonZeroU64, NonZeroUsize},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::process::CommandExt,
+    },
+    path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -28,7 +37,8 @@ use aya::{
     Btf, Ebpf,
     programs::{BtfTracePoint, loaded_programs},
 };
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use results::{Cell, Measured, Results, Table, measured};
 use sentry_bench::{
     cgroup::CgroupRoots,
     connect::ConnectReport,
@@ -54,23 +64,62 @@ struct Args {
     /// Calls of CUDA in a row, timed together
     #[arg(long, default_value_t = 4000)]
     calls: u64,
+    /// Pairs of each workload; with another tool attached, half as many
+    #[arg(long, default_value = "20")]
+    pairs: NonZeroUsize,
+    /// Only workloads whose title contains this; may be repeated
+    #[arg(long, conflicts_with = "write")]
+    workload: Vec<String>,
+    /// Milliseconds of each half of a pair
+    #[arg(long, default_value = "300")]
+    slice_ms: NonZeroU64,
+    /// Seconds for which an idle agent is watched, and half of them a busy one
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
     /// How the gpu probe is attached
     #[arg(long, default_value = "uprobe_multi", value_parser = gpu::HOOKS)]
     gpu_hook: String,
     /// Only these parts, separated by commas
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Folder for results.md and results.json [default: bench, beside the folder of the programs]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Write the tables into docs/performance.md, too
+    #[arg(long, conflicts_with = "only")]
+    write: bool,
 }
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
+    Workloads,
+    Agent,
     Disk,
     Tcp,
+    Hooks,
     Gpu,
+    Footprint,
     Kubernetes,
     Scrape,
-    Footprint,
+}
+
+/// Set where the second start has tried to bring tracefs.
+const MOUNTED: &str = "SENTRY_BENCH_MOUNTED";
+
+/// Starts this program anew where it sees tracefs, if this system has not mounted it: classic tracepoints are found there.
+fn see_tracefs() -> Result<()> {
+    if Path::new("/sys/kernel/tracing/events").exists() || std::env::var_os(MOUNTED).is_some() {
+        return Ok(());
+    }
+    let script = "mount -t tracefs tracefs /sys/kernel/tracing; exec \"$@\"";
+    let error = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .env(MOUNTED, "1")
+        .exec();
+    Err(error).context("unshare of util-linux cannot be run")
 }
 
 fn main() -> Result<()> {
@@ -79,6 +128,7 @@ fn main() -> Result<()> {
         is_root(),
         "needs root: it loads eBPF programs and makes cgroups"
     );
+    see_tracefs()?;
     let bin = std::env::current_exe()?;
     let bin = bin.parent().context("no folder of executables")?;
     for name in ["sentry", "load"] {
@@ -88,46 +138,76 @@ fn main() -> Result<()> {
             bin.join(name).display()
         );
     }
-    let wanted = |part| args.only.is_empty() || args.only.contains(&part);
-    println!("# What Sentry costs\n\n{}\n", machine());
-    // Runs are counted, and timed, only while this is open.
-    let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)
-        .context("the kernel's BPF statistics cannot be switched on")?;
-    if wanted(Part::Disk) {
-        disk(bin, &args)?;
+    let out = match (&args.out, bin.parent()) {
+        (Some(out), _) => out.clone(),
+        (None, Some(target)) => target.join("bench"),
+        (None, None) => bail!("--out: a folder is needed"),
+    };
+    let mut results = Results::new(out)?;
+    println!("# What Sentry costs\n\n{}\n", results.machine());
+    for part in Part::value_variants() {
+        if !args.only.is_empty() && !args.only.contains(part) {
+            continue;
+        }
+        let started = Instant::now();
+        let name = part.to_possible_value().context("no name")?;
+        // A part that cannot be measured here takes no other with it.
+        if let Err(error) = measure(*part, bin, &args, &mut results) {
+            results.fail(name.get_name(), &error)?;
+        }
+        eprintln!(
+            "bench: {} took {:.0} s",
+            name.get_name(),
+            started.elapsed().as_secs_f64()
+        );
     }
-    if wanted(Part::Tcp) {
-        tcp(bin, &args)?;
+    if args.write {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        results.write_into(&root.join("docs/performance.md"))?;
     }
-    // Timing a program takes longer than a short program; calls are timed by their caller.
-    drop(statistics);
-    if wanted(Part::Gpu) {
-        gpu::calls(bin, &args)?;
-        gpu::attaching(bin)?;
-    }
-    if wanted(Part::Kubernetes) {
-        kubernetes::node(bin)?;
-    }
-    if wanted(Part::Scrape) {
-        scrape::formats(bin)?;
-    }
-    if wanted(Part::Footprint) {
-        footprint(bin)?;
-    }
+    let failures = results.failures();
+    ensure!(
+        failures == 0,
+        "parts that could not be measured: {failures}"
+    );
     Ok(())
 }
 
-fn machine() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let model = read("/proc/cpuinfo")
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or_else(|| "unknown CPU".to_owned(), |(_, model)| model.to_owned());
-    format!(
-        "Linux {}, {} CPUs, {model}. Medians of the rounds.",
-        read("/proc/sys/kernel/osrelease").trim(),
-        thread::available_parallelism().map_or(0, usize::from)
-    )
+fn measure(part: Part, bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
+    // Runs are counted, and timed, only while this is open. Timing a program takes longer than a
+    // short program; so it is off where the caller's time is taken.
+    let statistics = || {
+        aya::sys::enable_stats(aya::sys::Stats::RunTime)
+            .context("the kernel's BPF statistics cannot be switched on")
+    };
+    match part {
+        Part::Disk => {
+            let _statistics = statistics()?;
+            disk(bin, args, results)
+        }
+        Part::Tcp => {
+            let _statistics = statistics()?;
+            tcp(bin, args, results)
+        }
+        Part::Hooks => {
+            let _statistics = statistics()?;
+            hooks::ladder(bin, args, results)
+        }
+        Part::Gpu => {
+            gpu::calls(bin, args, results)?;
+            gpu::attaching(bin, results)
+        }
+        Part::Kubernetes => kubernetes::node(bin, results),
+        Part::Scrape => scrape::formats(bin, results),
+        Part::Footprint => footprint(bin, results),
+        Part::Agent => {
+            upkeep::idle(bin, args, results)?;
+            upkeep::busy(bin, args, results)?;
+            let _statistics = statistics()?;
+            upkeep::contention(bin, args, results)
+        }
+        Part::Workloads => workloads::all(bin, args, results),
+    }
 }
 
 /// Runs and run time of some programs.
@@ -195,7 +275,16 @@ enum Loader {
         #[expect(dead_code, reason = "held for its drop")] Process,
         SocketAddr,
     ),
-    Biolatency(#[expect(dead_code, reason = "held for its drop")] Process),
+    Biolatency(#[expect(dead_code, reason = "held for its drop")] workloads::Peer),
+}
+
+impl Loader {
+    fn collect(&self) -> Result<()> {
+        match self {
+            Self::Agent(_, address) => collect(*address),
+            Self::Empty(_) | Self::Biolatency(_) => Ok(()),
+        }
+    }
 }
 
 /// Attaches one by name and finds its programs.
@@ -216,13 +305,18 @@ fn attach(name: &str, bin: &Path) -> Result<(Loader, Programs)> {
             let (process, address, _) = agent(bin, &[flags, tcp, disk].concat())?;
             Loader::Agent(process, address)
         }
-        "biolatency" => Loader::Biolatency(biolatency()?),
+        "biolatency" => Loader::Biolatency(workloads::peer(&["biolatency", "3600"])?),
         other => bail!("no loader {other}"),
     };
+    Ok((loader, programs_since(&before, name)?))
+}
+
+/// The programs that were loaded since there were only these.
+fn programs_since(before: &[u32], name: &str) -> Result<Programs> {
     let mut ids = program_ids()?;
     ids.retain(|id| !before.contains(id));
     ensure!(!ids.is_empty(), "{name} loaded no program");
-    Ok((loader, Programs { ids }))
+    Ok(Programs { ids })
 }
 
 /// What a round measured.
@@ -235,7 +329,7 @@ struct Cost {
 
 /// What the programs of some loaders, attached together, cost: attaches them in this order, runs
 /// the load once so that all is in place, and once more to measure.
-fn costs(
+fn costs_of(
     names: &[&'static str],
     bin: &Path,
     counts: impl Fn(&str) -> bool,
@@ -250,10 +344,7 @@ fn costs(
         .collect::<Result<_>>()?;
     load()?;
     for (_, loader, _) in &loaders {
-        if let Loader::Agent(_, address) = loader {
-            // A collection, as one comes every ten seconds at least.
-            get(*address, "/metrics")?;
-        }
+        loader.collect()?;
     }
     let before: Vec<Runs> = loaders
         .iter()
@@ -270,12 +361,12 @@ fn costs(
         .collect()
 }
 
-/// The medians over rounds of what each costs, by `each`: all together, then each alone.
-fn medians(
+/// What each costs over the rounds, in nanoseconds: all together, then each alone.
+fn in_rounds(
     names: &[&'static str],
     rounds: usize,
     mut round: impl FnMut(&[&'static str]) -> Result<Vec<(&'static str, f64)>>,
-) -> Result<[BTreeMap<&'static str, f64>; 2]> {
+) -> Result<[BTreeMap<&'static str, Measured>; 2]> {
     let mut values: [BTreeMap<&str, Vec<f64>>; 2] = Default::default();
     for number in 0..rounds {
         let mut order = names.to_vec();
@@ -290,18 +381,54 @@ fn medians(
         }
     }
     Ok(values.map(|values| {
-        let medians = values.into_iter();
-        medians
-            .map(|(name, mut values)| (name, median(&mut values)))
+        values
+            .into_iter()
+            .map(|(name, values)| (name, measured(&values, "ns", 0)))
             .collect()
     }))
 }
 
-fn attach_empty() -> Result<Ebpf> {
-    let mut empty = Ebpf::load(aya::include_bytes_aligned!(concat!(
+/// A row for each of these.
+fn side_by_side(
+    table: &mut Table,
+    costs: &[BTreeMap<&'static str, Measured>; 2],
+    rows: &[(&'static str, &str)],
+) {
+    for (name, text) in rows {
+        table.row(
+            *text,
+            costs
+                .iter()
+                .map(|costs| costs[name].clone().into())
+                .collect(),
+        );
+    }
+}
+
+/// The median of one over that of another, together and alone.
+fn ratios(costs: &[BTreeMap<&'static str, Measured>; 2], one: &str, over: &str) -> [f64; 2] {
+    costs
+        .each_ref()
+        .map(|costs| costs[one].median() / costs[over].median())
+}
+
+fn ratio_cells(ratios: [f64; 2]) -> Vec<Cell> {
+    ratios
+        .iter()
+        .map(|ratio| measured(&[*ratio], "", 2).into())
+        .collect()
+}
+
+fn empty_programs() -> Result<Ebpf> {
+    Ok(Ebpf::load(aya::include_bytes_aligned!(concat!(
         env!("OUT_DIR"),
         "/empty.bpf.o"
-    )))?;
+    )))?)
+}
+
+/// Empty programs on the best hooks of both probes.
+fn attach_empty() -> Result<Ebpf> {
+    let mut empty = empty_programs()?;
     let btf = Btf::from_sys_fs()?;
     for (name, tracepoint) in [
         ("empty_disk", "block_rq_complete"),
@@ -317,6 +444,9 @@ fn attach_empty() -> Result<Ebpf> {
     Ok(empty)
 }
 
+/// How long anything else may take to start, to answer or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A process that ends with its guard.
 struct Process(Child);
 
@@ -327,14 +457,25 @@ impl Drop for Process {
             rustix::process::Pid::from_child(&self.0),
             rustix::process::Signal::TERM,
         );
-        let _ = self.0.wait();
+        let asked = Instant::now();
+        while let Ok(None) = self.0.try_wait() {
+            if asked.elapsed() > PATIENCE {
+                let name = fs::read_to_string(format!("/proc/{}/comm", self.0.id()));
+                let name = name.unwrap_or_default();
+                eprintln!("bench: {} does not end, and is killed", name.trim());
+                let _ = self.0.kill();
+                let _ = self.0.wait();
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
 /// Starts an agent and waits until it is ready. Also returns where it serves, and how long that took.
 fn agent(bin: &Path, flags: &[&str]) -> Result<(Process, SocketAddr, Duration)> {
     let started = Instant::now();
-    let mut child = Command::new(bin.join("sentry"))
+    let mut child = workloads::mortal(bin.join("sentry"))
         .args(["--web.listen-address", "127.0.0.1:0"])
         .args(flags)
         .stdout(Stdio::null())
@@ -344,6 +485,7 @@ fn agent(bin: &Path, flags: &[&str]) -> Result<(Process, SocketAddr, Duration)> 
     let process = Process(child);
     let address = serving(stderr)?;
     while !get(address, "/readyz")?.starts_with("HTTP/1.1 200") {
+        ensure!(started.elapsed() < PATIENCE, "the agent is not ready");
         thread::sleep(Duration::from_millis(1));
     }
     Ok((process, address, started.elapsed()))
@@ -351,22 +493,31 @@ fn agent(bin: &Path, flags: &[&str]) -> Result<(Process, SocketAddr, Duration)> 
 
 /// The address in the agent's log; goes on reading, so that the agent can go on logging.
 fn serving(stderr: ChildStderr) -> Result<SocketAddr> {
-    let mut lines = BufReader::new(stderr).lines();
+    let (lines_in, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            // Nobody listens any more once the address is known.
+            let _ = lines_in.send(line);
+        }
+    });
     let mut log = String::new();
-    for line in lines.by_ref() {
-        let line = line?;
+    while let Ok(line) = lines.recv_timeout(PATIENCE) {
         if let Some((_, rest)) = line.split_once("serving http://") {
-            let address = rest.split('/').next().context("no address")?.parse()?;
-            thread::spawn(move || lines.for_each(drop));
-            return Ok(address);
+            return Ok(rest.split('/').next().context("no address")?.parse()?);
         }
         log = line;
     }
     bail!("the agent did not start: {log}")
 }
 
+/// Makes an agent collect, as it does every ten seconds at least: until then, series and thresholds are those of a start.
+fn collect(address: SocketAddr) -> Result<()> {
+    get(address, "/metrics").map(drop)
+}
+
 fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
@@ -374,31 +525,6 @@ fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
-}
-
-fn biolatency() -> Result<Process> {
-    let before = program_ids()?;
-    let child = Command::new("biolatency")
-        .arg("3600")
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .context("biolatency cannot be run: install the package libbpf-tools")?;
-    let process = Process(child);
-    // It does not say when it is attached: one program at the issue, one at the completion.
-    for _ in 0..200 {
-        thread::sleep(Duration::from_millis(25));
-        if program_ids()?
-            .iter()
-            .filter(|id| !before.contains(id))
-            .count()
-            >= 2
-        {
-            thread::sleep(Duration::from_millis(200));
-            return Ok(process);
-        }
-    }
-    bail!("biolatency did not attach within 5 s")
 }
 
 /// Runs `load` and reads its report.
@@ -416,42 +542,94 @@ fn load<T: serde::de::DeserializeOwned>(bin: &Path, args: &[String]) -> Result<T
     serde_json::from_slice(&output.stdout).context("the load's report")
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Reads of a loop device from many cgroups.
+struct Reads {
+    device: LoopDevice,
+    cgroups: Vec<Cgroup>,
+    count: u64,
+    /// At once where threads can be in different cgroups, as in version 1. In turns, one process after the other,
+    /// every event comes after switches of context that leave no cache warm.
+    at_once: bool,
 }
 
-fn disk(bin: &Path, args: &Args) -> Result<()> {
-    let roots = CgroupRoots::find()?;
-    let cgroups: Vec<Cgroup> = (0..CGROUPS)
-        .map(|number| Cgroup::new(&roots.blkio, &format!("bench-{number}")))
-        .collect::<Result<_, _>>()?;
-    let device = LoopDevice::new(64 << 20)?;
-    let mut command: Vec<String> = vec![
-        "interleave".to_owned(),
-        "--file".to_owned(),
-        device.path().display().to_string(),
-        "--count".to_owned(),
-        args.reads.to_string(),
-    ];
-    // At once where threads can be in different cgroups, as in version 1. In turns, one process
-    // after the other, every event would come after switches of context that leave no cache warm.
-    let threads = roots.blkio != roots.v2;
-    if threads {
-        command.push("--threads".to_owned());
-    }
-    for cgroup in &cgroups {
-        command.extend(["--cgroup".to_owned(), cgroup.path().display().to_string()]);
+impl Reads {
+    fn new(args: &Args) -> Result<Self> {
+        let roots = CgroupRoots::find()?;
+        Ok(Self {
+            device: LoopDevice::new(64 << 20)?,
+            cgroups: (0..CGROUPS)
+                .map(|number| Cgroup::new(&roots.blkio, &format!("bench-{number}")))
+                .collect::<Result<_, _>>()?,
+            count: args.reads,
+            at_once: roots.blkio != roots.v2,
+        })
     }
 
+    /// Reads; how often.
+    fn run(&self, bin: &Path) -> Result<u64> {
+        let mut command: Vec<String> = vec![
+            "interleave".to_owned(),
+            "--file".to_owned(),
+            self.device.path().display().to_string(),
+            "--count".to_owned(),
+            self.count.to_string(),
+        ];
+        if self.at_once {
+            command.push("--threads".to_owned());
+        }
+        for cgroup in &self.cgroups {
+            command.extend(["--cgroup".to_owned(), cgroup.path().display().to_string()]);
+        }
+        let report: InterleaveReport = load(bin, &command)?;
+        Ok(report.operations)
+    }
+}
+
+fn is_disk(program: &str) -> bool {
+    program.contains("disk") || program.starts_with("block_rq")
+}
+
+fn is_tcp(program: &str) -> bool {
+    program.contains("tcp")
+}
+
+/// Connects over loopback, closed by FIN.
+struct Connects {
+    to: String,
+    count: u64,
+    _listener: Process,
+}
+
+impl Connects {
+    fn new(bin: &Path, args: &Args) -> Result<Self> {
+        let (listener, to) = listener(bin)?;
+        Ok(Self {
+            to,
+            count: args.connects,
+            _listener: listener,
+        })
+    }
+
+    /// Connects; how often.
+    fn run(&self, bin: &Path) -> Result<u64> {
+        let count = self.count.to_string();
+        let command = ["connect", "--to", &self.to, "--count", &count].map(str::to_owned);
+        let report: ConnectReport = load(bin, &command)?;
+        let connected = report.tally.connected;
+        ensure!(
+            connected == self.count,
+            "{connected} of {count} connects came through"
+        );
+        Ok(connected)
+    }
+}
+
+fn disk(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
+    let reads = Reads::new(args)?;
     let mut ios = 0;
-    let block = |name: &str| name.contains("disk") || name.starts_with("block_rq");
     let names = ["empty", "sentry", "exemplars", "events", "biolatency"];
-    let medians = medians(&names, args.rounds, |names| {
-        let costs = costs(names, bin, block, || {
-            let report: InterleaveReport = load(bin, &command)?;
-            Ok(report.operations)
-        })?;
+    let costs = in_rounds(&names, args.rounds, |names| {
+        let costs = costs_of(names, bin, is_disk, || reads.run(bin))?;
         Ok(costs
             .into_iter()
             .map(|(name, cost)| {
@@ -466,47 +644,45 @@ fn disk(bin: &Path, args: &Args) -> Result<()> {
             })
             .collect())
     })?;
-    println!(
-        "## One disk I/O\n\n\
-         {ios} reads of 4 KiB a round, O_DIRECT, on a loop device, {CGROUPS} cgroups {}, {} rounds.\n\n\
-         | ns an I/O | together | alone |\n|---|---:|---:|",
-        if threads { "at once" } else { "in turn" },
-        args.rounds
-    );
-    for (name, text) in [
-        ("empty", "empty program on `block_rq_complete`"),
-        ("sentry", "Sentry, by cgroup, device and operation"),
-        ("exemplars", "the same with `--disk.exemplars auto`"),
-        ("events", "the same with an event of each (`1us`)"),
-        (
-            "biolatency",
-            "biolatency, its two programs, without attribution",
+    let mut table = Table::new(
+        "One disk I/O",
+        format!(
+            "{ios} reads of 4 KiB a round, `O_DIRECT`, on a loop device, {CGROUPS} cgroups {}, {} rounds: \
+             median, least and greatest.",
+            if reads.at_once { "at once" } else { "in turn" },
+            args.rounds
         ),
-    ] {
-        println!(
-            "| {text} | {:.0} | {:.0} |",
-            medians[0][name], medians[1][name]
+        &["an I/O", "together", "alone"],
+    );
+    side_by_side(
+        &mut table,
+        &costs,
+        &[
+            ("empty", "empty program on `block_rq_complete`"),
+            ("sentry", "Sentry, by cgroup, device and operation"),
+            ("exemplars", "the same with `--disk.exemplars auto`"),
+            ("events", "the same with an event of each (`1us`)"),
+            (
+                "biolatency",
+                "biolatency, its two programs, without attribution",
+            ),
+        ],
+    );
+    let of_biolatency = ratios(&costs, "sentry", "biolatency");
+    table.row(
+        "Sentry over empty",
+        ratio_cells(ratios(&costs, "sentry", "empty")),
+    );
+    table.row("Sentry of biolatency", ratio_cells(of_biolatency));
+    for (place, name) in ["together", "alone"].into_iter().enumerate() {
+        let ns = costs[place]["sentry"].median();
+        table.want(format!("at most 170 ns {name}"), ns <= 170.0);
+        table.want(
+            format!("at most 0.30 of biolatency {name}"),
+            of_biolatency[place] <= 0.3,
         );
     }
-    let ratio = |over: &str| {
-        medians
-            .each_ref()
-            .map(|costs| costs["sentry"] / costs[over])
-    };
-    let (over_empty, of_biolatency) = (ratio("empty"), ratio("biolatency"));
-    println!(
-        "| Sentry over empty | {:.2} | {:.2} |\n| Sentry of biolatency | {:.2} | {:.2} |\n\n\
-         Wanted: at most 170 ns ({}, {}), at most 0.30 of biolatency ({}, {}).\n",
-        over_empty[0],
-        over_empty[1],
-        of_biolatency[0],
-        of_biolatency[1],
-        met(medians[0]["sentry"] <= 170.0),
-        met(medians[1]["sentry"] <= 170.0),
-        met(of_biolatency[0] <= 0.3),
-        met(of_biolatency[1] <= 0.3),
-    );
-    Ok(())
+    results.add(table)
 }
 
 fn met(yes: bool) -> &'static str {
@@ -527,32 +703,12 @@ fn listener(bin: &Path) -> Result<(Process, String)> {
     Ok((Process(listener), format!("127.0.0.1:{port}")))
 }
 
-fn tcp(bin: &Path, args: &Args) -> Result<()> {
-    let (_listener, to) = listener(bin)?;
-    let command: Vec<String> = ["connect", "--to", &to, "--count"]
-        .into_iter()
-        .map(str::to_owned)
-        .chain([args.connects.to_string()])
-        .collect();
-
+fn tcp(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
+    let connects = Connects::new(bin, args)?;
     let mut changes = 0.0;
     let names = ["empty", "sentry", "exemplars", "events"];
-    let medians = medians(&names, args.rounds, |names| {
-        let costs = costs(
-            names,
-            bin,
-            |name| name.contains("tcp"),
-            || {
-                let report: ConnectReport = load(bin, &command)?;
-                ensure!(
-                    report.tally.connected == args.connects,
-                    "{} of {} connects came through",
-                    report.tally.connected,
-                    args.connects
-                );
-                Ok(report.tally.connected)
-            },
-        )?;
+    let costs = in_rounds(&names, args.rounds, |names| {
+        let costs = costs_of(names, bin, is_tcp, || connects.run(bin))?;
         Ok(costs
             .into_iter()
             .map(|(name, cost)| {
@@ -563,37 +719,36 @@ fn tcp(bin: &Path, args: &Args) -> Result<()> {
             })
             .collect())
     })?;
-    println!(
-        "## One TCP connection\n\n\
-         {} connects a round over loopback, closed by FIN, both ends on this host, {} rounds: \
-         {changes:.1} changes of state a connection.\n\n\
-         | ns a connection | together | alone |\n|---|---:|---:|",
-        args.connects, args.rounds,
+    let mut table = Table::new(
+        "One TCP connection",
+        format!(
+            "{} connects a round over loopback, closed by FIN, both ends on this host, {} rounds: \
+             {changes:.1} changes of state a connection. Median, least and greatest.",
+            args.connects, args.rounds,
+        ),
+        &["a connection", "together", "alone"],
     );
-    for (name, text) in [
-        ("empty", "empty program on `inet_sock_set_state`"),
-        ("sentry", "Sentry, both ends, by cgroup"),
-        ("exemplars", "the same with `--tcp.exemplars auto`"),
-        ("events", "the same with two events of each (`1us`)"),
-    ] {
-        println!(
-            "| {text} | {:.0} | {:.0} |",
-            medians[0][name], medians[1][name]
-        );
+    side_by_side(
+        &mut table,
+        &costs,
+        &[
+            ("empty", "empty program on `inet_sock_set_state`"),
+            ("sentry", "Sentry, both ends, by cgroup"),
+            ("exemplars", "the same with `--tcp.exemplars auto`"),
+            ("events", "the same with two events of each (`1us`)"),
+        ],
+    );
+    let over = ratios(&costs, "sentry", "empty");
+    table.row("Sentry over empty", ratio_cells(over));
+    for (over, name) in over.into_iter().zip(["together", "alone"]) {
+        let what = format!("at most 2.5 times an empty program {name}");
+        table.want(what, over <= 2.5);
     }
-    let over = medians.map(|costs| costs["sentry"] / costs["empty"]);
-    println!(
-        "| Sentry over empty | {:.2} | {:.2} |\n\nWanted: at most 2.5 times an empty program ({}, {}).\n",
-        over[0],
-        over[1],
-        met(over[0] <= 2.5),
-        met(over[1] <= 2.5),
-    );
-    Ok(())
+    results.add(table)
 }
 
-fn footprint(bin: &Path) -> Result<()> {
-    let mut ready: Vec<f64> = (0..5)
+fn footprint(bin: &Path, results: &mut Results) -> Result<()> {
+    let ready: Vec<f64> = (0..5)
         .map(|_| Ok(agent(bin, &[])?.2.as_secs_f64() * 1e3))
         .collect::<Result<_>>()?;
     let (process, address, _) = agent(bin, &[])?;
@@ -607,28 +762,38 @@ fn footprint(bin: &Path) -> Result<()> {
     let maps = "sentry_bpf_map_memory_bytes{";
     let maps = sum(&metrics, maps) - sum(&metrics, &format!("{maps}map=\"gpu_"));
     let resident = status_bytes(&process, "VmRSS:")?;
-    let ready = median(&mut ready);
-    let executable = fs::metadata(bin.join("sentry"))?.len();
-    println!(
-        "## Footprint\n\n\
-         All probes, default ceiling of 256 series, {}.\n\n\
-         | what | measured | wanted |\n|---|---:|---|\n\
-         | BPF maps, without those that come with CUDA | {maps:.0} bytes | at most 160,000 ({}) |\n\
-         | resident memory of the agent, scraped 20 times | {:.1} MB | at most 10 MB ({}) |\n\
-         | start to `/readyz` | {ready:.0} ms | under 1000 ms ({}) |\n\
-         | executable | {} kB | |",
-        if metrics.contains("sentry_bpf_map_memory_bytes{map=\"gpu_") {
-            "with CUDA on this host"
-        } else {
-            "no CUDA on this host"
-        },
-        met(maps <= 160_000.0),
-        resident / 1e6,
-        met(resident <= 10e6),
-        met(ready < 1000.0),
-        executable / 1000,
+    let ready = measured(&ready, "ms", 0);
+    #[allow(clippy::cast_precision_loss)] // some megabytes
+    let executable = fs::metadata(bin.join("sentry"))?.len() as f64;
+    let mut table = Table::new(
+        "Footprint",
+        format!(
+            "All probes, default ceiling of 256 series, {}.",
+            if metrics.contains("sentry_bpf_map_memory_bytes{map=\"gpu_") {
+                "with CUDA on this host"
+            } else {
+                "no CUDA on this host"
+            },
+        ),
+        &["what", "measured"],
     );
-    Ok(())
+    table.row(
+        "BPF maps, without those that come with CUDA",
+        vec![measured(&[maps], "bytes", 0).into()],
+    );
+    table.row(
+        "resident memory of the agent, scraped 20 times",
+        vec![measured(&[resident / 1e6], "MB", 1).into()],
+    );
+    table.row("start to `/readyz`", vec![ready.clone().into()]);
+    table.row(
+        "executable",
+        vec![measured(&[executable / 1e6], "MB", 1).into()],
+    );
+    table.want("at most 160,000 bytes of maps", maps <= 160_000.0);
+    table.want("at most 10 MB resident", resident <= 10e6);
+    table.want("ready in under 1000 ms", ready.median() < 1000.0);
+    results.add(table)
 }
 
 /// The sum of all values whose line in an exposition starts like this.

@@ -14,7 +14,9 @@ use flate2::{Compression, write::GzEncoder};
 use super::{
     Process,
     kubernetes::{Node, Scrapes},
-    listener, median, met, status_bytes,
+    listener,
+    results::{Cell, Results, Table, measured},
+    status_bytes,
 };
 
 /// Pods with one container each that connects: few as on most nodes, and as many as there can be. A histogram, at one
@@ -42,15 +44,12 @@ const FORMATS: [(&str, &str); 4] = [
 const PROTOBUF: &str =
     "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
 
-pub(crate) fn formats(bin: &Path) -> Result<()> {
-    println!("## A scrape in each format\n");
-    for pods in PODS {
-        on_node(bin, pods)?;
-    }
-    Ok(())
+pub(crate) fn formats(bin: &Path, results: &mut Results) -> Result<()> {
+    PODS.into_iter()
+        .try_for_each(|pods| on_node(bin, pods, results))
 }
 
-fn on_node(bin: &Path, pods: u32) -> Result<()> {
+fn on_node(bin: &Path, pods: u32, results: &mut Results) -> Result<()> {
     let node = Node::new(pods)?;
     let (both, both_at, _, _) = node.agent(bin, &[])?;
     let (native, native_at, _, _) = node.agent(bin, &["--metrics.classic-histograms=false"])?;
@@ -91,46 +90,57 @@ fn on_node(bin: &Path, pods: u32) -> Result<()> {
         histograms.count() >= pods as usize,
         "a pod has no histogram"
     );
-    println!(
-        "{pods} sets of workload labels, each with a histogram of {CONNECTS} events: {series} Prometheus series with all that is \
-         on this host. `--probes tcp,disk`, medians of {ROUNDS} scrapes in turns; CPU time is the agent's, on average.\n\n\
-         | format | bytes | first byte | whole | CPU | bytes, gzip | first byte | whole | CPU | resident, at most |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    let mut table = Table::new(
+        &format!("A scrape in each format, {pods} sets of workload labels"),
+        format!(
+            "Each with a histogram of {CONNECTS} events: {series} Prometheus series with all that is on this host. \
+             `--probes tcp,disk`, medians of {ROUNDS} scrapes in turns, least and greatest; CPU time is the agent's, \
+             on average."
+        ),
+        &[
+            "format",
+            "size",
+            "first byte",
+            "whole",
+            "CPU",
+            "gzip: size",
+            "first byte",
+            "whole",
+            "CPU",
+            "resident, at most",
+        ],
     );
-    let mut wanted = f64::INFINITY;
-    for (place, row) in rows.iter_mut().enumerate() {
-        let median_whole = median(&mut row.plain.whole);
-        if place == 0 {
-            wanted = median_whole;
-        }
-        println!(
-            "| {} | {} | {} | {:.1} MB |",
-            row.name,
-            cells(&mut row.plain),
-            cells(&mut row.gzip),
-            row.peak / 1e6,
-        );
+    for row in &rows {
+        let mut cells = cells(&row.plain);
+        cells.extend(self::cells(&row.gzip));
+        cells.push(measured(&[row.peak / 1e6], "MB", 1).into());
+        table.row(row.name, cells);
     }
     if pods == PODS[0] {
-        println!("\nWanted: text under 10 ms ({}).", met(wanted < 10.0));
+        let whole = measured(&rows[0].plain.whole, "ms", 2).median();
+        table.want("text in under 10 ms", whole < 10.0);
     }
-    println!(
-        "\n| gzip level, bytes and ms | {} |\n|---|{}",
-        FORMATS.map(|(name, _)| name).join(" | "),
-        "---:|".repeat(FORMATS.len())
+    results.add(table)?;
+
+    let mut columns = vec!["level"];
+    columns.extend(FORMATS.map(|(name, _)| name));
+    let mut table = Table::new(
+        &format!("gzip by level, {pods} sets of workload labels"),
+        "What a level makes of the same answer, in how long.",
+        &columns,
     );
     for level in LEVELS {
-        let cells: Vec<String> = rows
+        let cells: Vec<Cell> = rows
             .iter()
             .map(|row| {
                 let (bytes, took) = compress(&row.body, level)?;
-                Ok(format!("{bytes} in {:.2}", took.as_secs_f64() * 1e3))
+                let ms = took.as_secs_f64() * 1e3;
+                Ok(Cell::text(format!("{bytes} bytes in {ms:.2} ms")))
             })
             .collect::<Result<_>>()?;
-        println!("| {level} | {} |", cells.join(" | "));
+        table.row(level.to_string(), cells);
     }
-    println!();
-    Ok(())
+    results.add(table)
 }
 
 /// A format, and what its scrapes took.
@@ -161,15 +171,15 @@ impl Row<'_> {
     }
 }
 
-fn cells(scrapes: &mut Scrapes) -> String {
-    #[allow(clippy::cast_precision_loss)] // some scrapes
+#[allow(clippy::cast_precision_loss)] // some scrapes, some megabytes
+fn cells(scrapes: &Scrapes) -> Vec<Cell> {
     let cpu = scrapes.cpu * 10.0 / scrapes.whole.len() as f64;
-    format!(
-        "{} | {:.2} ms | {:.2} ms | {cpu:.1} ms",
-        scrapes.bytes,
-        median(&mut scrapes.first_byte),
-        median(&mut scrapes.whole),
-    )
+    vec![
+        measured(&[scrapes.bytes as f64], "bytes", 0).into(),
+        measured(&scrapes.first_byte, "ms", 2).into(),
+        measured(&scrapes.whole, "ms", 2).into(),
+        measured(&[cpu], "ms", 1).into(),
+    ]
 }
 
 /// What an answer holds, out of its chunks.
