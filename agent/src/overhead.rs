@@ -34,8 +34,7 @@ const PARTS: u32 = 8;
 /// How many turns of sampling there are from one sample to the next, so that each sees some of them: 7.5.
 const TURNS: f64 = 7.5;
 
-/// Parts of the time between two samples, in the last of which the kernel's statistics are on, and after ten of which it
-/// is looked whether they have been on for long enough at the start.
+/// Parts of the time between two samples, in the last of which the kernel's statistics are on.
 const MOMENTS: u32 = 60;
 
 /// How much longer than it should be the time between two samples may be: the machine may have slept.
@@ -277,7 +276,7 @@ impl Watcher {
             if was_off {
                 self.meter.begin(collector, now);
                 self.sampled_at = now;
-                self.moment = Some(now + self.interval - self.interval / MOMENTS);
+                self.moment = Some(now + self.interval / MOMENTS * (MOMENTS - 1));
             }
         }
         let Some(ratio) = budget.ratio() else {
@@ -384,7 +383,7 @@ impl Watcher {
         let always_on = self.meter.is_always_on();
         self.overhead.always_on.store(always_on, Ordering::Relaxed);
         // At the start they stay on for as long as one sample takes, and then for a moment before each, if at all.
-        self.moment = Some(now + self.interval - self.interval / MOMENTS);
+        self.moment = Some(now + self.interval / MOMENTS * (MOMENTS - 1));
         self.loads = (0..collector.probes().len())
             .map(|probe| Load {
                 ratio: taken.probes[probe],
@@ -409,7 +408,6 @@ impl Watcher {
         );
         let name = |probe: usize| collector.probes()[probe].installed.probe.name;
         match decision {
-            Decision::Keep => {}
             Decision::Shed(place, step) => {
                 let (probe, step_name) = (name(place), step.name());
                 let means = means(step);
@@ -425,7 +423,7 @@ impl Watcher {
             Decision::Exhausted if !self.is_exhausted => {
                 tracing::warn!("over budget: {all}; nothing is left to shed that would help");
             }
-            Decision::Exhausted => {}
+            Decision::Keep | Decision::Exhausted => {}
         }
         self.is_exhausted = decision == Decision::Exhausted;
     }

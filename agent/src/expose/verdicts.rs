@@ -52,3 +52,38 @@ impl Readiness for Verdicts {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use probes::Verdict;
+
+    use super::*;
+
+    fn verdicts(verdict: Verdict, reason: Reason) -> Verdicts {
+        let status = Status {
+            probe: "tcp",
+            hook: "tp_btf",
+            verdict,
+            reason,
+            detail: String::new(),
+            passed_over: Vec::new(),
+        };
+        Verdicts {
+            statuses: Arc::new(Mutex::new(vec![status])),
+            overhead: Arc::new(Overhead::new("1%".parse().unwrap())),
+        }
+    }
+
+    #[test]
+    fn a_probe_that_is_off_for_its_cost_is_no_fault() {
+        let ready = |verdict, reason| verdicts(verdict, reason).ready();
+        assert_eq!(
+            ready(Verdict::Off, Reason::OverBudget).as_deref(),
+            Ok("tcp: off")
+        );
+        assert_eq!(
+            ready(Verdict::Off, Reason::TurnedOff).unwrap_err(),
+            "no probe is attached\ntcp: off"
+        );
+    }
+}

@@ -2,8 +2,9 @@
 
 use crate::agent::Agent;
 use crate::exposition::Exposition;
-use crate::host::{socket_cgroup, turn, wait_for};
+use crate::host::{skipped, socket_cgroup, turn, wait_for};
 use crate::load::{self, Server, assert_all};
+use crate::privileges::said_to_be_kept;
 use crate::reload::{Site, clients, handshakes, links, verdict};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -198,6 +199,32 @@ fn what_was_shed_comes_back_when_the_load_ends() {
     wait_for_line(&agent, known, "attached all the time again");
     let scrape = agent.scrape();
     assert_eq!(verdict(&scrape, "tcp"), ("attached".to_owned(), 1.0));
+    agent.stop();
+}
+
+/// An agent that keeps the privilege for something else measures time and again.
+#[test]
+fn where_the_privilege_stays_the_kernel_measures() {
+    turn!("where_the_privilege_stays_the_kernel_measures");
+    load::program();
+    let agent = Agent::start("--probes tcp,gpu --gpu.hook uprobe --overhead.interval 6s");
+    if !said_to_be_kept(&agent).contains("CAP_SYS_ADMIN") {
+        skipped(
+            "where_the_privilege_stays_the_kernel_measures",
+            "this kernel has no uprobes, for which it would stay",
+        );
+        agent.stop();
+        return;
+    }
+    // Only now, so that there was nothing to learn from at the start but a part of it.
+    let storm = Storm::begin();
+    let of_tcp = [("probe", "tcp"), ("basis", "measured")];
+    wait_for("a cost that is measured", PATIENCE, || {
+        let scrape = agent.scrape();
+        let ratio = scrape.matching("sentry_overhead_ratio", &of_tcp).next();
+        ratio.filter(|ratio| ratio.value > 0.0).map(drop)
+    });
+    drop(storm);
     agent.stop();
 }
 
