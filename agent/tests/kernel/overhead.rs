@@ -202,6 +202,29 @@ fn what_was_shed_comes_back_when_the_load_ends() {
     agent.stop();
 }
 
+/// What others turn off is not held back any more, and begins afresh when they turn it on.
+#[test]
+fn a_reload_takes_a_probe_out_of_the_guards_hands() {
+    turn!("a_reload_takes_a_probe_out_of_the_guards_hands");
+    load::program();
+    let site = Site::new(&settings("0.0001%", ""));
+    let agent = site.agent("");
+    let _storm = Storm::begin();
+    let all_links = links(&agent);
+    let sampled = "attached for an eighth of the time";
+    let known = wait_for_line(&agent, 0, sampled);
+    let others = "probes: disk\noverhead: {budget: 0.0001%, interval: 1s}\n";
+    site.reload(&agent, others);
+    let off = [("probe", "tcp"), ("reason", "turned_off")];
+    assert_eq!(agent.scrape().value("sentry_probe_up", &off), 0.0);
+    site.reload(&agent, &settings("0.0001%", ""));
+    let scrape = agent.scrape();
+    assert_eq!(verdict(&scrape, "tcp"), ("attached".to_owned(), 1.0));
+    assert_eq!(links(&agent), all_links);
+    wait_for_line(&agent, known, sampled);
+    agent.stop();
+}
+
 /// An agent that keeps the privilege for something else measures time and again.
 #[test]
 fn where_the_privilege_stays_the_kernel_measures() {
