@@ -17,7 +17,7 @@ use std::{
 
 use probes::{
     BUCKETS, Cell, Cells, Histogram, Installed, Kernel, Metric, MetricKind, OwnCounter, Programs,
-    Sample, Series, SeriesError, SeriesKey, SeriesTable, Status, Workload,
+    Refusal, Sample, Series, SeriesError, SeriesKey, SeriesTable, Status, Verdict, Workload,
     gpu::{Gpu, GpuError},
 };
 
@@ -33,6 +33,7 @@ use crate::{
         names::{Certainty, Names, Owner},
     },
     log,
+    overhead::Step,
 };
 
 /// Stands for a hierarchy in the keys of what was left behind; no real one has this number.
@@ -634,6 +635,78 @@ impl Collector {
         }
     }
 
+    /// Takes a probe away from its hooks for a while.
+    pub(crate) fn pause(&mut self, probe: usize) {
+        let installed = &mut self.probes[probe].installed;
+        self.programs.pause(installed);
+        if let Some(gpu) = self.gpu_of(probe) {
+            gpu.gpu.turn(false);
+        }
+    }
+
+    /// Attaches a probe that was paused again.
+    ///
+    /// # Errors
+    /// The kernel's refusal; it stays paused.
+    pub(crate) fn resume(&mut self, probe: usize) -> Result<(), Refusal> {
+        let installed = &mut self.probes[probe].installed;
+        if installed.is_running() {
+            return Ok(());
+        }
+        self.programs.resume(installed)?;
+        if let Some(gpu) = self.gpu.as_mut().filter(|gpu| gpu.probe == probe) {
+            gpu.gpu.turn(true);
+            gpu.totals.resume(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Sheds so much of a probe, or nothing any more, and says so in its verdict. One that is to be sampled is left as it
+    /// is: see [`Self::pause`] and [`Self::resume`].
+    ///
+    /// # Errors
+    /// The kernel's refusal to attach it again; it stays as it was.
+    pub(crate) fn hold_back(
+        &mut self,
+        probe: usize,
+        step: Option<Step>,
+        detail: &str,
+    ) -> Result<(), Refusal> {
+        match step {
+            Some(Step::Off) => self.pause(probe),
+            Some(Step::Sampling) => {}
+            Some(Step::Exemplars) | None => self.resume(probe)?,
+        }
+        let installed = &mut self.probes[probe].installed;
+        match step {
+            None => installed.let_go(),
+            Some(Step::Exemplars) => installed.hold_back(None, detail),
+            Some(Step::Sampling) => installed.hold_back(Some(Verdict::Degraded), detail),
+            Some(Step::Off) => installed.hold_back(Some(Verdict::Off), detail),
+        }
+        self.exemplars.hold(probe, installed, &mut self.programs);
+        publish(&self.statuses, &installed.status);
+        self.choose_thresholds(Instant::now());
+        Ok(())
+    }
+
+    /// Whether there are exemplars of a probe that could be shed.
+    pub(crate) fn has_exemplars(&self, probe: usize) -> bool {
+        self.exemplars.are_on(probe)
+    }
+
+    /// Events of a probe, all of its series together.
+    pub(crate) fn events(&self, probe: usize) -> u64 {
+        let probe = &self.probes[probe];
+        let counted = probe.installed.probe.cost.events.iter();
+        let counted = counted.map(|metric| match &probe.sums[*metric] {
+            Value::Histogram(totals) => totals.count(),
+            Value::Counter(count) => *count,
+            Value::CounterNs(_) | Value::Gauge(_) => 0,
+        });
+        counted.sum()
+    }
+
     /// Makes what the exemplars of a new configuration take, of the probes that are on.
     ///
     /// # Errors
@@ -729,7 +802,7 @@ impl Collector {
         };
         let probe = &mut self.probes[*probe];
         let (status, is_on) = (gpu.status(), probe.installed.is_on());
-        if is_on && !same(&status, &probe.installed.status) {
+        if is_on && !probe.installed.is_held_back() && !same(&status, &probe.installed.status) {
             log::verdict(&status);
             publish(&self.statuses, &status);
             probe.installed.status = status;
@@ -750,7 +823,7 @@ impl Collector {
         let rested = totals.take_in(processes, owner, renames, clock, &mut probe.sums, outcome);
         drop(look);
         // A probe that is off sees no process, and those that it saw may live.
-        if is_on {
+        if probe.installed.is_running() {
             self.evicted += totals.forget(now, self.retention, self.retained_max);
         }
         let mut failed = None;
@@ -1019,7 +1092,9 @@ impl Collector {
                 .installed
                 .fallback_trigger()
                 .is_some_and(|cell| self.readings.cells.counter(cell) > 0);
-            if called && !probe.installed.fallback_tried && probe.installed.is_on() {
+            let installed = &probe.installed;
+            let is_free = installed.is_on() && !installed.is_held_back();
+            if called && !installed.fallback_tried && is_free {
                 let table = self.programs.attach_fallback(&mut probe.installed);
                 self.map_memory_bytes.extend(table);
                 probes::release_unused_memory();

@@ -21,7 +21,7 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, UserMessageFormatter};
 use tracing::Level;
 
-use crate::{expose::otlp, log, top, trace};
+use crate::{expose::otlp, log, overhead::Budget, top, trace};
 
 #[cfg(test)]
 mod manual;
@@ -41,6 +41,8 @@ const POD_LABELS_MAX: usize = 16;
 const RETENTION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const TOP_INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_secs(60);
+const OVERHEAD_INTERVAL: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(60 * 60);
 const OTLP_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
@@ -209,6 +211,10 @@ pub(crate) struct Config {
     pub(crate) created: bool,
     /// Whether to switch on the kernel's run-time statistics of BPF programs.
     pub(crate) bpf_stats: bool,
+    /// What the agent and its programs may take of the CPUs.
+    pub(crate) overhead_budget: Budget,
+    /// How often it is looked what they take.
+    pub(crate) overhead_interval: Duration,
     /// Root of procfs.
     pub(crate) procfs: PathBuf,
     /// Root of sysfs.
@@ -411,6 +417,18 @@ struct Flags {
     #[arg(long = "bpf.stats", value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Probes")]
     bpf_stats: bool,
+    /// Share of all CPUs' time that Sentry may take; what is over it sheds exemplars, then time, then probes; or off
+    #[arg(
+        long = "overhead.budget",
+        value_name = "PERCENT",
+        default_value = "1%",
+        help_heading = "Probes"
+    )]
+    overhead_budget: Budget,
+    /// How often to look what it takes, 1s to 1h; it takes four times over the budget to shed something
+    #[arg(long = "overhead.interval", value_name = "DURATION", default_value = "1m",
+          value_parser = parse_overhead_interval, help_heading = "Probes")]
+    overhead_interval: Duration,
 
     /// Histograms kept in the kernel, 64 to 32000; the rest is counted together as "other"
     #[arg(long = "series.max", value_name = "N", default_value = "256",
@@ -772,6 +790,8 @@ fn config(
         classic_histograms: flags.classic_histograms,
         created: flags.created,
         bpf_stats: flags.bpf_stats,
+        overhead_budget: flags.overhead_budget,
+        overhead_interval: flags.overhead_interval,
         procfs: flags.procfs,
         sysfs: flags.sysfs,
         rootfs: flags.rootfs,
@@ -957,6 +977,12 @@ fn parse_top_interval(value: &str) -> Result<Duration, &'static str> {
     parse_duration(value)
         .filter(|interval| TOP_INTERVAL.contains(interval))
         .ok_or("allowed: a whole number with its unit, such as 500ms or 5s, from 200ms to 1m")
+}
+
+fn parse_overhead_interval(value: &str) -> Result<Duration, &'static str> {
+    parse_duration(value)
+        .filter(|interval| OVERHEAD_INTERVAL.contains(interval))
+        .ok_or("allowed: a whole number with its unit, such as 30s or 1m, from 1s to 1h")
 }
 
 fn parse_duration(value: &str) -> Option<Duration> {
@@ -1442,6 +1468,8 @@ mod tests {
             classic_histograms: true,
             created: false,
             bpf_stats: false,
+            overhead_budget: "1%".parse().unwrap(),
+            overhead_interval: Duration::from_secs(60),
             aggregate: Aggregate::Container,
             node: None,
             kubeconfig: None,
@@ -1483,6 +1511,8 @@ mod tests {
             classic_histograms: false,
             created: true,
             bpf_stats: true,
+            overhead_budget: "0.5%".parse().unwrap(),
+            overhead_interval: Duration::from_secs(30),
             aggregate: Aggregate::Workload,
             node: Some("node-1.example".into()),
             kubeconfig: Some("/kubeconfig".into()),
@@ -1643,7 +1673,7 @@ mod tests {
     fn every_setting_can_be_a_flag() {
         let flags = "--web.listen-address :1234 --web.telemetry-path /m --web.config.file /web.yml --web.enable-lifecycle --log.level trace --log.format json \
              --probes disk --tcp.hook tp_btf --disk.hook=raw_tp --tcp.exemplars auto --disk.exemplars 250us --btf /btf --series.max 512 --series.retention 90s \
-             --metrics.buckets-per-octave 4 --metrics.classic-histograms=false --metrics.created --bpf.stats --path.procfs /host/proc --path.sysfs=/host/sys \
+             --metrics.buckets-per-octave 4 --metrics.classic-histograms=false --metrics.created --bpf.stats --overhead.budget 0.5% --overhead.interval 30s --path.procfs /host/proc --path.sysfs=/host/sys \
              --path.rootfs /host --aggregate-by workload --kubernetes.node node-1.example \
              --kubernetes.kubeconfig /kubeconfig --kubernetes.pod-labels app,example.org/the-team \
              --otlp.endpoint https://otel:4317 --otlp.protocol grpc --otlp.interval 5s --otlp.headers a=b,c=d \
@@ -1661,7 +1691,7 @@ mod tests {
         );
     }
 
-    const ALL_ENV: [(&str, &str); 30] = [
+    const ALL_ENV: [(&str, &str); 32] = [
         ("SENTRY_WEB_CONFIG_FILE", "/web.yml"),
         ("SENTRY_WEB_ENABLE_LIFECYCLE", "true"),
         ("SENTRY_WEB_LISTEN_ADDRESS", ":1234"),
@@ -1680,6 +1710,8 @@ mod tests {
         ("SENTRY_METRICS_CLASSIC_HISTOGRAMS", "false"),
         ("SENTRY_METRICS_CREATED", "true"),
         ("SENTRY_BPF_STATS", "true"),
+        ("SENTRY_OVERHEAD_BUDGET", "0.5%"),
+        ("SENTRY_OVERHEAD_INTERVAL", "30s"),
         ("SENTRY_PATH_PROCFS", "/host/proc"),
         ("SENTRY_PATH_SYSFS", "/host/sys"),
         ("SENTRY_PATH_ROOTFS", "/host"),
@@ -1707,7 +1739,7 @@ mod tests {
     fn every_setting_can_be_a_key_flat_or_nested() {
         let flat = "web.listen-address: :1234\nweb.telemetry-path: /m\nweb.config.file: /web.yml\nweb.enable-lifecycle: true\nlog.level: trace\nlog.format: json\n\
              probes: disk\ntcp.hook: tp_btf\ndisk.hook: raw_tp\ntcp.exemplars: auto\ndisk.exemplars: 250us\nbtf: /btf\nseries.max: 512\nseries.retention: 90s\n\
-             metrics.buckets-per-octave: 4\nmetrics.classic-histograms: false\nmetrics.created: true\nbpf.stats: true\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
+             metrics.buckets-per-octave: 4\nmetrics.classic-histograms: false\nmetrics.created: true\nbpf.stats: true\noverhead.budget: 0.5%\noverhead.interval: 30s\npath.procfs: /host/proc\npath.sysfs: /host/sys\n\
              path.rootfs: /host\naggregate-by: workload\nkubernetes.node: node-1.example\n\
              kubernetes.kubeconfig: /kubeconfig\nkubernetes.pod-labels: app,example.org/the-team\n\
              otlp.endpoint: https://otel:4317\notlp.protocol: grpc\notlp.interval: 5s\notlp.headers: a=b,c=d\n\
@@ -1715,7 +1747,7 @@ mod tests {
         assert_eq!(from_file(flat), all_set());
         let nested = "web:\n  listen-address: \":1234\"\n  telemetry-path: /m\n  config: {file: /web.yml}\n  enable-lifecycle: true\nlog: {level: trace, format: json}\n\
              probes:\n- disk\ntcp:\n  hook: tp_btf\n  exemplars: auto\ndisk: {hook: raw_tp, exemplars: 250us}\nbtf: /btf\nseries: {max: 512, retention: 90s}\n\
-             metrics: {buckets-per-octave: 4, classic-histograms: false, created: true}\nbpf: {stats: true}\npath: {procfs: /host/proc}\n\
+             metrics: {buckets-per-octave: 4, classic-histograms: false, created: true}\nbpf: {stats: true}\noverhead: {budget: 0.5%, interval: 30s}\npath: {procfs: /host/proc}\n\
              path.sysfs: /host/sys\npath.rootfs: /host\naggregate-by: workload\nkubernetes:\n  node: node-1.example\n  \
              kubeconfig: /kubeconfig\n  pod-labels: [app, example.org/the-team]\n\
              otlp: {endpoint: \"https://otel:4317\", protocol: grpc, interval: 5s, headers: [a=b, c=d], ca-file: /ca}\n";
@@ -2249,6 +2281,35 @@ mod tests {
     }
 
     #[test]
+    fn budgets() {
+        let of = |value: &str| agent(&format!("--overhead.budget {value}"), &[], None);
+        let same = |value: &str, other: &str| {
+            assert_eq!(of(value).overhead_budget, other.parse().unwrap(), "{value}");
+        };
+        same("0.5%", "0.5%");
+        same("off", "0");
+        same("0", "0%");
+        let none = from_file("overhead.budget: off\n");
+        assert_eq!(none.overhead_budget, "0".parse().unwrap());
+        for wrong in ["1", "-1%", "101%", "on", "1e-3%"] {
+            assert_eq!(
+                flag_error(&format!("--overhead.budget={wrong}")),
+                format!(
+                    "--overhead.budget: invalid value '{wrong}'; allowed: off, or a share of all CPUs' time up to 100%, such as 1% or 0.5%"
+                )
+            );
+        }
+        for wrong in ["0s", "999ms", "61m", "2h", "60"] {
+            assert_eq!(
+                flag_error(&format!("--overhead.interval={wrong}")),
+                format!(
+                    "--overhead.interval: invalid value '{wrong}'; allowed: a whole number with its unit, such as 30s or 1m, from 1s to 1h"
+                )
+            );
+        }
+    }
+
+    #[test]
     fn exemplars() {
         let of =
             |value: &str| agent(&format!("--tcp.exemplars {value}"), &[], None).exemplars["tcp"];
@@ -2460,7 +2521,7 @@ mod tests {
                 "colour: red",
                 ":1: colour: unknown key; allowed: aggregate-by, bpf.stats, btf, disk.exemplars, disk.hook, kubernetes.kubeconfig, kubernetes.node, kubernetes.pod-labels, log.format, log.level, \
                  metrics.buckets-per-octave, metrics.classic-histograms, metrics.created, otlp.ca-file, otlp.endpoint, otlp.headers, \
-                 otlp.interval, otlp.protocol, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
+                 otlp.interval, otlp.protocol, overhead.budget, overhead.interval, path.procfs, path.rootfs, path.sysfs, probes, series.max, series.retention, \
                  tcp.exemplars, tcp.hook, web.config.file, web.enable-lifecycle, web.listen-address, web.telemetry-path",
             ),
             (

@@ -12,6 +12,7 @@ mod config;
 mod enrich;
 mod expose;
 mod log;
+mod overhead;
 mod privileges;
 mod reload;
 mod summary;
@@ -55,6 +56,7 @@ use crate::{
         web_config::{WebConfig, WebConfigError},
     },
     log::Log,
+    overhead::{Overhead, Watcher},
     privileges::{PrivilegesError, Reloads},
     reload::Reloader,
     summary::Summary,
@@ -260,6 +262,7 @@ fn own(config: &Config) -> anyhow::Result<(top::Source, Option<OwnedFd>)> {
         shape: Mutex::new(Arc::new(Shape::new(config))),
         run_stats: config.bpf_stats,
         reloads: Arc::new(reload::Stats::new()),
+        overhead: Arc::new(Overhead::new(config.overhead_budget)),
         otlp: None,
     });
     let views = Views {
@@ -285,11 +288,22 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
     let exporter = exporter(config, started_at)?;
     // Held as long as the agent runs.
     let _run_stats = run_stats(config)?;
+    let calibration = overhead::calibration(config);
 
     let Observed { collector, history } = observe(config, web.as_deref(), started_at)?;
     if std::io::stdout().is_terminal() {
         tokio::spawn(summarise(Arc::clone(&collector)));
     }
+
+    // totals -> what they cost
+    let overhead = Arc::new(Overhead::new(config.overhead_budget));
+    let watcher = Watcher::new(
+        Arc::clone(&overhead),
+        Arc::clone(&collector),
+        config,
+        calibration,
+    );
+    tokio::spawn(watcher.watch());
 
     // totals -> the outside
     let statuses = lock(&collector).statuses();
@@ -301,6 +315,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         shape: Mutex::new(Arc::new(Shape::new(config))),
         run_stats: config.bpf_stats,
         reloads: Arc::clone(&reloads),
+        overhead: Arc::clone(&overhead),
         otlp: exporter.as_ref().map(Exporter::stats),
     }));
     let pushing = push(exporter, &metrics)?;
@@ -312,6 +327,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
         collector: Arc::clone(&collector),
         metrics: Arc::clone(&metrics),
         web: web.clone(),
+        overhead: Arc::clone(&overhead),
         log,
         stats: reloads,
     };
@@ -324,7 +340,7 @@ async fn agent(config: &Config, hangup: Signal, log: Log) -> anyhow::Result<()> 
             node: config.node.clone(),
         }),
         reload: config.lifecycle.then_some(reload),
-        readiness: Arc::new(Verdicts(statuses)),
+        readiness: Arc::new(Verdicts { statuses, overhead }),
         scrape: metrics,
         stats: http,
         telemetry_path: config.telemetry_path.parse()?,

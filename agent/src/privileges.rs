@@ -190,6 +190,13 @@ pub(crate) fn unfinished(kernel: &Kernel) -> Vec<&'static str> {
         .collect()
 }
 
+/// Whether a probe whose hook is this one can be attached again by this thread, as far as that is known beforehand.
+pub(crate) fn can_attach_again(hook: &str) -> bool {
+    let enough = CapabilitySet::PERFMON.union(CapabilitySet::SYS_ADMIN);
+    !PERF_HOOKS.contains(&hook)
+        || capabilities(None).is_ok_and(|sets| sets.effective.intersects(enough))
+}
+
 /// What is done once privileges are given up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Later<'a> {

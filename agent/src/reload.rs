@@ -23,6 +23,7 @@ use crate::{
         web_config::{WebConfig, WebConfigError},
     },
     log::Log,
+    overhead::Overhead,
 };
 
 /// When a change of a setting is in force.
@@ -100,6 +101,12 @@ const SETTINGS: &[Setting] = &[
     restart("otlp.protocol", |a, b| {
         let of = |config: &Config| config.otlp.as_ref().map(|otlp| otlp.protocol);
         of(a) != of(b)
+    }),
+    at_once("overhead.budget", |a, b| {
+        a.overhead_budget != b.overhead_budget
+    }),
+    restart("overhead.interval", |a, b| {
+        a.overhead_interval != b.overhead_interval
     }),
     restart("path.procfs", |a, b| a.procfs != b.procfs),
     restart("path.rootfs", |a, b| a.rootfs != b.rootfs),
@@ -233,6 +240,7 @@ pub(crate) struct Reloader {
     pub(crate) collector: Arc<Mutex<Collector>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) web: Option<Arc<WebConfig>>,
+    pub(crate) overhead: Arc<Overhead>,
     pub(crate) log: Log,
     pub(crate) stats: Arc<Stats>,
 }
@@ -278,6 +286,7 @@ impl Reloader {
         self.log.set(next.log_level, next.log_format);
         lock(&self.collector).reconfigure(&next);
         self.metrics.reshape(Shape::new(&next));
+        self.overhead.set_budget(next.overhead_budget);
         let news = next.warnings.iter();
         for warning in news.filter(|line| !self.current.warnings.contains(line)) {
             tracing::warn!("{warning}");
@@ -347,6 +356,8 @@ mod tests {
         ("otlp.headers", "a=b", "a=c"),
         ("otlp.interval", "60s", "10s"),
         ("otlp.protocol", "http/protobuf", "grpc"),
+        ("overhead.budget", "1%", "off"),
+        ("overhead.interval", "1m", "30s"),
         ("path.procfs", "/a", "/b"),
         ("path.rootfs", "/a", "/b"),
         ("path.sysfs", "/a", "/b"),

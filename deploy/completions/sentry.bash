@@ -53,7 +53,7 @@ _sentry() {
 
     case "${cmd}" in
         sentry)
-            opts="-h -V --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help --version agent check top trace help"
+            opts="-h -V --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --overhead.budget --overhead.interval --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help --version agent check top trace help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -85,6 +85,14 @@ _sentry() {
                     ;;
                 --bpf.stats)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --overhead.budget)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --overhead.interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --series.max)
@@ -195,7 +203,7 @@ _sentry() {
             return 0
             ;;
         sentry__subcmd__agent)
-            opts="-h --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help"
+            opts="-h --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --overhead.budget --overhead.interval --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -227,6 +235,14 @@ _sentry() {
                     ;;
                 --bpf.stats)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --overhead.budget)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --overhead.interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --series.max)
@@ -337,7 +353,7 @@ _sentry() {
             return 0
             ;;
         sentry__subcmd__check)
-            opts="-h --format --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help"
+            opts="-h --format --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --overhead.budget --overhead.interval --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -373,6 +389,14 @@ _sentry() {
                     ;;
                 --bpf.stats)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --overhead.budget)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --overhead.interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --series.max)
@@ -567,7 +591,7 @@ _sentry() {
             return 0
             ;;
         sentry__subcmd__top)
-            opts="-h --url --interval --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help"
+            opts="-h --url --interval --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --overhead.budget --overhead.interval --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -607,6 +631,14 @@ _sentry() {
                     ;;
                 --bpf.stats)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --overhead.budget)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --overhead.interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --series.max)
@@ -717,7 +749,7 @@ _sentry() {
             return 0
             ;;
         sentry__subcmd__trace)
-            opts="-h --format --closed --min-duration --pid --cgroup --pod --port --device --count --duration --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help tcp disk gpu"
+            opts="-h --format --closed --min-duration --pid --cgroup --pod --port --device --count --duration --config.file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --btf --bpf.stats --overhead.budget --overhead.interval --series.max --series.retention --metrics.buckets-per-octave --metrics.classic-histograms --metrics.created --aggregate-by --kubernetes.node --kubernetes.kubeconfig --kubernetes.pod-labels --otlp.endpoint --otlp.protocol --otlp.interval --otlp.headers --otlp.ca-file --log.level --log.format --path.procfs --path.sysfs --path.rootfs --probes --tcp.hook --tcp.exemplars --disk.hook --disk.exemplars --gpu.hook --help tcp disk gpu"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -785,6 +817,14 @@ _sentry() {
                     ;;
                 --bpf.stats)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --overhead.budget)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --overhead.interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --series.max)

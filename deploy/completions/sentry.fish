@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_sentry_global_optspecs
-    string join \n config.file= web.listen-address= web.telemetry-path= web.config.file= web.enable-lifecycle= btf= bpf.stats= series.max= series.retention= metrics.buckets-per-octave= metrics.classic-histograms= metrics.created= aggregate-by= kubernetes.node= kubernetes.kubeconfig= kubernetes.pod-labels= otlp.endpoint= otlp.protocol= otlp.interval= otlp.headers= otlp.ca-file= log.level= log.format= path.procfs= path.sysfs= path.rootfs= probes= tcp.hook= tcp.exemplars= disk.hook= disk.exemplars= gpu.hook= h/help V/version
+    string join \n config.file= web.listen-address= web.telemetry-path= web.config.file= web.enable-lifecycle= btf= bpf.stats= overhead.budget= overhead.interval= series.max= series.retention= metrics.buckets-per-octave= metrics.classic-histograms= metrics.created= aggregate-by= kubernetes.node= kubernetes.kubeconfig= kubernetes.pod-labels= otlp.endpoint= otlp.protocol= otlp.interval= otlp.headers= otlp.ca-file= log.level= log.format= path.procfs= path.sysfs= path.rootfs= probes= tcp.hook= tcp.exemplars= disk.hook= disk.exemplars= gpu.hook= h/help V/version
 end
 
 function __fish_sentry_needs_command
@@ -33,6 +33,8 @@ false\t''"
 complete -c sentry -n "__fish_sentry_needs_command" -l btf -d 'Type information (raw BTF) of a kernel that has none of its own [env: SENTRY_BTF]' -r -F
 complete -c sentry -n "__fish_sentry_needs_command" -l bpf.stats -d 'Measure what the probes cost, by the kernel\'s BPF statistics, while the agent runs [env: SENTRY_BPF_STATS]' -r -f -a "true\t''
 false\t''"
+complete -c sentry -n "__fish_sentry_needs_command" -l overhead.budget -d 'Share of all CPUs\' time that Sentry may take; what is over it sheds exemplars, then time, then probes; or off [env: SENTRY_OVERHEAD_BUDGET]' -r
+complete -c sentry -n "__fish_sentry_needs_command" -l overhead.interval -d 'How often to look what it takes, 1s to 1h; it takes four times over the budget to shed something [env: SENTRY_OVERHEAD_INTERVAL]' -r
 complete -c sentry -n "__fish_sentry_needs_command" -l series.max -d 'Histograms kept in the kernel, 64 to 32000; the rest is counted together as "other" [env: SENTRY_SERIES_MAX]' -r
 complete -c sentry -n "__fish_sentry_needs_command" -l series.retention -d 'How long the series of a workload that is gone stays: 500ms, 90s, 2m or 1h [env: SENTRY_SERIES_RETENTION]' -r
 complete -c sentry -n "__fish_sentry_needs_command" -l metrics.buckets-per-octave -d 'Buckets shown for each doubling of time; the kernel always counts 4 [env: SENTRY_METRICS_BUCKETS_PER_OCTAVE]' -r -f -a "1\t''
@@ -96,6 +98,8 @@ false\t''"
 complete -c sentry -n "__fish_sentry_using_subcommand agent" -l btf -d 'Type information (raw BTF) of a kernel that has none of its own [env: SENTRY_BTF]' -r -F
 complete -c sentry -n "__fish_sentry_using_subcommand agent" -l bpf.stats -d 'Measure what the probes cost, by the kernel\'s BPF statistics, while the agent runs [env: SENTRY_BPF_STATS]' -r -f -a "true\t''
 false\t''"
+complete -c sentry -n "__fish_sentry_using_subcommand agent" -l overhead.budget -d 'Share of all CPUs\' time that Sentry may take; what is over it sheds exemplars, then time, then probes; or off [env: SENTRY_OVERHEAD_BUDGET]' -r
+complete -c sentry -n "__fish_sentry_using_subcommand agent" -l overhead.interval -d 'How often to look what it takes, 1s to 1h; it takes four times over the budget to shed something [env: SENTRY_OVERHEAD_INTERVAL]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand agent" -l series.max -d 'Histograms kept in the kernel, 64 to 32000; the rest is counted together as "other" [env: SENTRY_SERIES_MAX]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand agent" -l series.retention -d 'How long the series of a workload that is gone stays: 500ms, 90s, 2m or 1h [env: SENTRY_SERIES_RETENTION]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand agent" -l metrics.buckets-per-octave -d 'Buckets shown for each doubling of time; the kernel always counts 4 [env: SENTRY_METRICS_BUCKETS_PER_OCTAVE]' -r -f -a "1\t''
@@ -155,6 +159,8 @@ false\t''"
 complete -c sentry -n "__fish_sentry_using_subcommand check" -l btf -d 'Type information (raw BTF) of a kernel that has none of its own [env: SENTRY_BTF]' -r -F
 complete -c sentry -n "__fish_sentry_using_subcommand check" -l bpf.stats -d 'Measure what the probes cost, by the kernel\'s BPF statistics, while the agent runs [env: SENTRY_BPF_STATS]' -r -f -a "true\t''
 false\t''"
+complete -c sentry -n "__fish_sentry_using_subcommand check" -l overhead.budget -d 'Share of all CPUs\' time that Sentry may take; what is over it sheds exemplars, then time, then probes; or off [env: SENTRY_OVERHEAD_BUDGET]' -r
+complete -c sentry -n "__fish_sentry_using_subcommand check" -l overhead.interval -d 'How often to look what it takes, 1s to 1h; it takes four times over the budget to shed something [env: SENTRY_OVERHEAD_INTERVAL]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand check" -l series.max -d 'Histograms kept in the kernel, 64 to 32000; the rest is counted together as "other" [env: SENTRY_SERIES_MAX]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand check" -l series.retention -d 'How long the series of a workload that is gone stays: 500ms, 90s, 2m or 1h [env: SENTRY_SERIES_RETENTION]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand check" -l metrics.buckets-per-octave -d 'Buckets shown for each doubling of time; the kernel always counts 4 [env: SENTRY_METRICS_BUCKETS_PER_OCTAVE]' -r -f -a "1\t''
@@ -214,6 +220,8 @@ false\t''"
 complete -c sentry -n "__fish_sentry_using_subcommand top" -l btf -d 'Type information (raw BTF) of a kernel that has none of its own [env: SENTRY_BTF]' -r -F
 complete -c sentry -n "__fish_sentry_using_subcommand top" -l bpf.stats -d 'Measure what the probes cost, by the kernel\'s BPF statistics, while the agent runs [env: SENTRY_BPF_STATS]' -r -f -a "true\t''
 false\t''"
+complete -c sentry -n "__fish_sentry_using_subcommand top" -l overhead.budget -d 'Share of all CPUs\' time that Sentry may take; what is over it sheds exemplars, then time, then probes; or off [env: SENTRY_OVERHEAD_BUDGET]' -r
+complete -c sentry -n "__fish_sentry_using_subcommand top" -l overhead.interval -d 'How often to look what it takes, 1s to 1h; it takes four times over the budget to shed something [env: SENTRY_OVERHEAD_INTERVAL]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand top" -l series.max -d 'Histograms kept in the kernel, 64 to 32000; the rest is counted together as "other" [env: SENTRY_SERIES_MAX]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand top" -l series.retention -d 'How long the series of a workload that is gone stays: 500ms, 90s, 2m or 1h [env: SENTRY_SERIES_RETENTION]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand top" -l metrics.buckets-per-octave -d 'Buckets shown for each doubling of time; the kernel always counts 4 [env: SENTRY_METRICS_BUCKETS_PER_OCTAVE]' -r -f -a "1\t''
@@ -281,6 +289,8 @@ false\t''"
 complete -c sentry -n "__fish_sentry_using_subcommand trace" -l btf -d 'Type information (raw BTF) of a kernel that has none of its own [env: SENTRY_BTF]' -r -F
 complete -c sentry -n "__fish_sentry_using_subcommand trace" -l bpf.stats -d 'Measure what the probes cost, by the kernel\'s BPF statistics, while the agent runs [env: SENTRY_BPF_STATS]' -r -f -a "true\t''
 false\t''"
+complete -c sentry -n "__fish_sentry_using_subcommand trace" -l overhead.budget -d 'Share of all CPUs\' time that Sentry may take; what is over it sheds exemplars, then time, then probes; or off [env: SENTRY_OVERHEAD_BUDGET]' -r
+complete -c sentry -n "__fish_sentry_using_subcommand trace" -l overhead.interval -d 'How often to look what it takes, 1s to 1h; it takes four times over the budget to shed something [env: SENTRY_OVERHEAD_INTERVAL]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand trace" -l series.max -d 'Histograms kept in the kernel, 64 to 32000; the rest is counted together as "other" [env: SENTRY_SERIES_MAX]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand trace" -l series.retention -d 'How long the series of a workload that is gone stays: 500ms, 90s, 2m or 1h [env: SENTRY_SERIES_RETENTION]' -r
 complete -c sentry -n "__fish_sentry_using_subcommand trace" -l metrics.buckets-per-octave -d 'Buckets shown for each doubling of time; the kernel always counts 4 [env: SENTRY_METRICS_BUCKETS_PER_OCTAVE]' -r -f -a "1\t''

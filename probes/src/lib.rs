@@ -33,7 +33,7 @@ pub use load::{
 pub use pool::{Cells, Histogram, PoolError};
 pub use series::{SeriesError, SeriesTable};
 pub use spec::{
-    Cell, Fallback, Hook, Metric, MetricKind, OwnCounter, PassedOver, Probe, Program, Reason,
+    Cell, Cost, Fallback, Hook, Metric, MetricKind, OwnCounter, PassedOver, Probe, Program, Reason,
     Record, Refusal, Rung, Sample, Status, Table, TableKind, Variant, Verdict, Workload,
 };
 pub use wire::{series as Series, series_key as SeriesKey};

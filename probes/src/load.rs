@@ -107,6 +107,10 @@ pub struct Installed {
     counters: u16,
     /// While it is turned off, the verdict that it has when it is on.
     when_on: Option<Status>,
+    /// While it is held back, the verdict that it has otherwise.
+    when_free: Option<Status>,
+    /// Whether its programs are away from their hooks, while it is on.
+    is_paused: bool,
     /// Whether it ran before it was turned off.
     has_run: bool,
 }
@@ -118,10 +122,52 @@ impl Installed {
         self.when_on.is_none()
     }
 
-    /// The verdict that it has, or had and will have, when it is on.
+    /// The verdict that it has, or had and will have, when it is on and not held back.
     #[must_use]
     pub fn status_when_on(&self) -> &Status {
-        self.when_on.as_ref().unwrap_or(&self.status)
+        let held = self.when_free.as_ref().or(self.when_on.as_ref());
+        held.unwrap_or(&self.status)
+    }
+
+    /// Whether it is held back, for the cost of it.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.when_free.is_some()
+    }
+
+    /// Whether its programs are at their hooks, if they ever could be.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.is_on() && !self.is_paused
+    }
+
+    /// Says that it is held back, for the cost of it, which [`Programs::pause`] does. Without a verdict of its own it
+    /// keeps the one that it has, but for what it says.
+    pub fn hold_back(&mut self, verdict: Option<Verdict>, detail: &str) {
+        let free = self
+            .when_free
+            .get_or_insert_with(|| self.status.clone())
+            .clone();
+        let mut detail = detail.to_owned();
+        if !free.detail.is_empty() {
+            detail = format!("{detail}; {}", free.detail);
+        }
+        let (verdict, reason) = verdict.map_or((free.verdict, free.reason), |verdict| {
+            (verdict, Reason::OverBudget)
+        });
+        self.status = Status {
+            verdict,
+            reason,
+            detail,
+            ..free
+        };
+    }
+
+    /// Gives it the verdict back that it had before it was held back.
+    pub fn let_go(&mut self) {
+        if let Some(free) = self.when_free.take() {
+            self.status = free;
+        }
     }
 
     /// Whether it counts, or has counted until it was turned off.
@@ -654,6 +700,8 @@ impl Layout {
                     histograms: *histograms,
                     counters: *counters,
                     when_on: None,
+                    when_free: None,
+                    is_paused: false,
                     has_run: false,
                 }
             })
@@ -722,14 +770,35 @@ impl Programs {
         if !installed.is_on() {
             return;
         }
+        installed.let_go();
+        self.pause(installed);
+        installed.is_paused = false;
+        let off = Status::turned_off(&installed.status);
+        installed.when_on = Some(std::mem::replace(&mut installed.status, off));
+    }
+
+    /// Takes a probe's programs away from their hooks for a while; it stays on, and its verdict is what it is. See
+    /// [`Self::turn_off`] for the rest.
+    pub fn pause(&mut self, installed: &mut Installed) {
         let of_probe = |loaded: &&mut Loaded| loaded.is_of(installed.probe);
         for loaded in self.loaded.iter_mut().filter(of_probe) {
             installed.has_run |= loaded.link.take().is_some();
         }
         let is_deferred = installed.probe.deferred.is_some();
         installed.has_run |= is_deferred && installed.status.verdict.is_up();
-        let off = Status::turned_off(&installed.status);
-        installed.when_on = Some(std::mem::replace(&mut installed.status, off));
+        installed.is_paused = true;
+    }
+
+    /// Attaches the programs of a probe that was paused again.
+    ///
+    /// # Errors
+    /// The kernel's refusal; they stay away.
+    pub fn resume(&mut self, installed: &mut Installed) -> Result<(), Refusal> {
+        if installed.is_paused {
+            self.attach_again(installed)?;
+            installed.is_paused = false;
+        }
+        Ok(())
     }
 
     /// Attaches the programs of a probe that is off again. One that this kernel could not run at the start gets the
@@ -741,6 +810,14 @@ impl Programs {
         if installed.is_on() {
             return Ok(());
         }
+        self.attach_again(installed)?;
+        if let Some(status) = installed.when_on.take() {
+            installed.status = status;
+        }
+        Ok(())
+    }
+
+    fn attach_again(&mut self, installed: &Installed) -> Result<(), Refusal> {
         self.forget_in_flight(installed)?;
         // Those that note who begins events come by themselves.
         let of_events = installed.rung.events.unwrap_or_default();
@@ -748,11 +825,7 @@ impl Programs {
         self.hold(|loaded| {
             loaded.is_of(installed.probe)
                 && of_events.clone().all(|name| name != loaded.program.name)
-        })?;
-        if let Some(status) = installed.when_on.take() {
-            installed.status = status;
-        }
-        Ok(())
+        })
     }
 
     /// What began before the probe was turned off may have ended since, and be taken for something else.

@@ -24,6 +24,8 @@ pub struct Probe {
     pub events: Option<EventSource>,
     /// It attaches to what processes bring along, so not at the start: what to say until then.
     pub deferred: Option<&'static str>,
+    /// What its programs take.
+    pub cost: Cost,
     /// Histograms of its own: the `other` cells.
     pub histograms: u16,
     /// Counters of its own.
@@ -34,6 +36,18 @@ pub struct Probe {
     pub samples: fn(&SeriesKey, Series) -> Vec<Sample>,
     /// What its `other` cells hold, given the first of its own histograms and counters.
     pub other: fn(u16, u16) -> Vec<Sample>,
+}
+
+/// What the programs of a probe take of the CPUs, for where the kernel does not measure it.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    /// Which of [`Probe::metrics`] together count its events.
+    pub events: &'static [usize],
+    /// What an event takes, in nanoseconds, as it was measured once, rounded up.
+    pub event_ns: u32,
+    /// What it takes to get to a program, in nanoseconds, where the kernel does not count that as the program's: the
+    /// breakpoint of a uprobe.
+    pub entry_ns: u32,
 }
 
 /// A way to attach.
@@ -252,7 +266,7 @@ pub enum Verdict {
     Unsupported,
     /// It should have run.
     Failed,
-    /// The configuration has turned it off.
+    /// The configuration has turned it off, or the agent, to stay within its budget.
     Off,
 }
 
@@ -315,6 +329,8 @@ pub enum Reason {
     PidNamespace,
     /// The configuration leaves the probe out, and may bring it back.
     TurnedOff,
+    /// It takes more of the CPUs than the budget allows.
+    OverBudget,
 }
 
 impl Reason {
@@ -340,6 +356,7 @@ impl Reason {
             Self::NoMappingEvents => "no_mapping_events",
             Self::PidNamespace => "pid_namespace",
             Self::TurnedOff => "turned_off",
+            Self::OverBudget => "over_budget",
         }
     }
 }

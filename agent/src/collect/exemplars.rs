@@ -106,7 +106,7 @@ impl Exemplars {
         let probe = installed.probe.name;
         let slow = &mut self.slow[place];
         let asked = which(config, installed);
-        let is_up = installed.is_on() && installed.status.verdict.is_up();
+        let is_up = installed.is_on() && installed.status_when_on().verdict.is_up();
         let can = is_up && installed.tells_events() && slow.in_vain != Some(asked);
         if slow.is_open || asked == config::Exemplars::Off || !can {
             return Ok(());
@@ -136,8 +136,10 @@ impl Exemplars {
             let asked = which(config, installed);
             let (name, hook) = (installed.probe.name, installed.rung.hook);
             let is_off = asked == config::Exemplars::Off || !installed.is_on();
-            if is_off {
+            if is_off || installed.is_held_back() {
                 programs.detach_origins(installed);
+            }
+            if is_off {
                 slow.is_open = false;
                 // Nobody is to see them any more.
                 let number = installed.probe.number;
@@ -156,6 +158,24 @@ impl Exemplars {
                 };
             }
         }
+    }
+
+    /// There are none of a probe while it is held back, and what notes who begins its events is away from its hook.
+    pub(super) fn hold(&mut self, place: usize, installed: &Installed, programs: &mut Programs) {
+        if installed.is_held_back() {
+            programs.detach_origins(installed);
+        } else if self.slow[place].is_open
+            && let Err(refusal) = programs.attach_origins(installed)
+        {
+            let (probe, detail) = (installed.probe.name, refusal.detail);
+            tracing::warn!(probe, "exemplars have no process any more: {detail}");
+        }
+    }
+
+    /// Whether there are any of a probe, while it is not held back.
+    pub(super) fn are_on(&self, probe: usize) -> bool {
+        let slow = &self.slow[probe];
+        slow.is_open && slow.asked != config::Exemplars::Off
     }
 
     /// The threshold of a probe in nanoseconds, if there is one.
@@ -211,7 +231,12 @@ impl Exemplars {
                 Value::Histogram(totals) => Some(&**totals),
                 _ => None,
             });
-            if let Some(threshold_ns) = slow.choice(now, counted)
+            let chosen = if probe.installed.is_held_back() {
+                Some(0)
+            } else {
+                slow.choice(now, counted)
+            };
+            if let Some(threshold_ns) = chosen
                 && threshold_ns != slow.threshold_ns
             {
                 slow.threshold_ns = threshold_ns;

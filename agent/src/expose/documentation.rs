@@ -335,7 +335,7 @@ const VERDICTS: [(Verdict, &str); 5] = [
     ),
 ];
 
-const REASONS: [Reason; 18] = [
+const REASONS: [Reason; 19] = [
     Reason::Ok,
     Reason::NoBtf,
     Reason::NoHook,
@@ -354,6 +354,7 @@ const REASONS: [Reason; 18] = [
     Reason::NoMappingEvents,
     Reason::PidNamespace,
     Reason::TurnedOff,
+    Reason::OverBudget,
 ];
 
 /// A reason in words. A new one does not compile before it has its line here; it belongs into
@@ -393,6 +394,9 @@ fn meaning(reason: Reason) -> &'static str {
         }
         Reason::TurnedOff => {
             "The file of `--config.file` leaves the probe out of `probes`; its programs are not attached"
+        }
+        Reason::OverBudget => {
+            "Sentry took more of the CPUs than `--overhead.budget` allows: the probe is attached for an eighth of the time (`degraded`), or not (`off`)"
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     collect::{Collector, Exemplar, Labels, Occasion, Shown, Value, lock},
     config::{Config, PodLabel},
     enrich::names::Owner,
+    overhead::Overhead,
     reload,
 };
 
@@ -41,6 +42,8 @@ pub(crate) struct Source {
     pub(crate) run_stats: bool,
     /// How reading the configuration anew went.
     pub(crate) reloads: Arc<reload::Stats>,
+    /// What the agent and its programs take.
+    pub(crate) overhead: Arc<Overhead>,
     /// What becomes of the metrics that are sent, if they are.
     pub(crate) otlp: Option<Arc<otlp::Stats>>,
 }
@@ -183,6 +186,7 @@ impl Source {
             &self.procfs,
             self.run_stats,
             &self.reloads,
+            &self.overhead,
         );
         for metric in SELF_METRICS {
             let created = created.then(|| reading.begun(metric));
@@ -217,7 +221,7 @@ impl Source {
             let has_counted = probe.installed.has_counted();
             for (number, metric) in probe.installed.probe.metrics.iter().enumerate() {
                 // What is there now nobody knows of a probe that is off; what was counted stays.
-                if metric.kind == MetricKind::Gauge && !probe.installed.is_on() {
+                if metric.kind == MetricKind::Gauge && !probe.installed.is_running() {
                     continue;
                 }
                 let shown = collector.shown(index, number);

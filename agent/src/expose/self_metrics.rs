@@ -18,6 +18,7 @@ use crate::{
         kubernetes::{Reason, WatchStats},
         process::{self, Usage},
     },
+    overhead::{Overhead, Report, Share},
     reload,
 };
 
@@ -49,6 +50,7 @@ pub(crate) struct Reading<'a> {
     /// Whether the runs were counted; else a zero would be a lie.
     run_stats_on: bool,
     reloads: &'a reload::Stats,
+    overhead: Report,
 }
 
 impl<'a> Reading<'a> {
@@ -60,11 +62,13 @@ impl<'a> Reading<'a> {
         procfs: &Path,
         run_stats: bool,
         reloads: &'a reload::Stats,
+        overhead: &Overhead,
     ) -> Self {
         let stats = collector.run_stats();
         Self {
             // Others may have switched them on, and off again: then there are runs.
-            run_stats_on: run_stats || stats.iter().any(|stats| stats.runs > 0),
+            run_stats_on: run_stats
+                || (overhead.run_stats_are_whole() && stats.iter().any(|stats| stats.runs > 0)),
             collector,
             http,
             otlp,
@@ -73,6 +77,7 @@ impl<'a> Reading<'a> {
                 .ok(),
             run_stats: stats,
             reloads,
+            overhead: overhead.report(),
         }
     }
 
@@ -146,6 +151,14 @@ impl<'a> Reading<'a> {
     fn otlp(&self, value: impl Fn(&otlp::Stats) -> Option<u64>) -> Values {
         let value = self.otlp.and_then(value);
         value.map_or_else(Vec::new, one)
+    }
+
+    /// A value of what each probe takes, where that is looked at.
+    fn shares(&self, value: impl Fn(&Share) -> Value<'static>) -> Values {
+        let shares = self.overhead.probes.iter();
+        shares
+            .map(|share| (vec![share.probe.to_owned()], value(share)))
+            .collect()
     }
 
     fn usage(&self, value: impl Fn(&Usage) -> Value<'static>) -> Values {
@@ -379,6 +392,64 @@ pub(crate) const SELF_METRICS: &[SelfMetric] = &[
         kind: Kind::Counter,
         labels: PROGRAM,
         read: |reading| reading.by_program(|stats| Value::Real(seconds(stats.run_time_ns))),
+    },
+    SelfMetric {
+        name: "sentry_overhead_ratio",
+        help: "Share of all CPUs' time that the programs of a probe took, and under probe=\"agent\" the agent itself, between the last two samples",
+        source: "the agent: bpf_prog.stats.nsecs over time (basis=\"measured\"), or events times what one takes: as measured at the start (calibrated), or on another machine (assumed); agent: CLOCK_PROCESS_CPUTIME_ID",
+        kind: Kind::Gauge,
+        labels: &["probe", "basis"],
+        read: |reading| {
+            let shares = reading.overhead.probes.iter();
+            let shares = shares.filter_map(|share| {
+                let labels = vec![share.probe.to_owned(), share.basis.name().to_owned()];
+                Some((labels, Value::Real(share.ratio?)))
+            });
+            let agent = reading.overhead.agent.map(|ratio| {
+                let labels = ["agent", "measured"].map(str::to_owned).to_vec();
+                (labels, Value::Real(ratio))
+            });
+            shares.chain(agent).collect()
+        },
+    },
+    SelfMetric {
+        name: "sentry_overhead_budget_ratio",
+        help: "Share of all CPUs' time that the agent and its programs may take together",
+        source: "the agent: --overhead.budget",
+        kind: Kind::Gauge,
+        labels: &[],
+        read: |reading| {
+            let budget = reading.overhead.budget.into_iter();
+            budget
+                .map(|ratio| (Vec::new(), Value::Real(ratio)))
+                .collect()
+        },
+    },
+    SelfMetric {
+        name: "sentry_overhead_shed",
+        help: "Whether this is shed of a probe to stay within the budget",
+        source: "the agent: --overhead.budget",
+        kind: Kind::Gauge,
+        labels: &["probe", "step"],
+        read: |reading| {
+            let shares = reading.overhead.probes.iter();
+            shares
+                .flat_map(|share| {
+                    share.steps.iter().map(|(step, is_shed)| {
+                        let labels = [share.probe, step.name()].map(str::to_owned).to_vec();
+                        (labels, Value::Whole(u64::from(*is_shed)))
+                    })
+                })
+                .collect()
+        },
+    },
+    SelfMetric {
+        name: "sentry_probe_sampled_ratio",
+        help: "Part of the time for which a probe is attached; what it counts is of that time alone",
+        source: "the agent: --overhead.budget",
+        kind: Kind::Gauge,
+        labels: PROBE,
+        read: |reading| reading.shares(|share| Value::Real(share.attached)),
     },
     SelfMetric {
         name: "sentry_http_connections_refused_total",

@@ -286,7 +286,7 @@ fn containers_that_come_and_go_are_all_named() {
     load::program();
     let node = Node::new();
     let agent = node.agent(&format!(
-        "--probes tcp --series.max {} --series.retention {}s",
+        "--probes tcp --overhead.budget off --series.max {} --series.retention {}s",
         plan.series_max,
         plan.retention.as_secs()
     ));

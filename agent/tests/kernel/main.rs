@@ -31,6 +31,7 @@ mod lifecycle;
 mod load;
 mod node;
 mod otlp;
+mod overhead;
 mod page;
 mod privileges;
 mod prometheus;

@@ -86,17 +86,17 @@ fn said_of_reads(scrape: &Exposition, cgroup: &Cgroup, device: &LoopDevice) -> V
     said
 }
 
-fn handshakes(scrape: &Exposition, cgroup: &Cgroup) -> Vec<String> {
+pub(crate) fn handshakes(scrape: &Exposition, cgroup: &Cgroup) -> Vec<String> {
     scrape.of_cgroup(&label(cgroup))
 }
 
-fn clients(count: u64) -> Vec<String> {
+pub(crate) fn clients(count: u64) -> Vec<String> {
     vec![format!(
         "sentry_tcp_handshake_duration_seconds_count{{role=client}} {count}"
     )]
 }
 
-fn verdict(scrape: &Exposition, probe: &str) -> (String, f64) {
+pub(crate) fn verdict(scrape: &Exposition, probe: &str) -> (String, f64) {
     let of_probe = [("probe", probe)];
     let mut samples = scrape.matching("sentry_probe_up", &of_probe);
     let sample = samples.next().unwrap();

@@ -8,8 +8,8 @@
 use std::mem::offset_of;
 
 use crate::{
-    Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Reason, Rung, Sample,
-    Series, SeriesKey,
+    Cell, Cost, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Reason, Rung,
+    Sample, Series, SeriesKey,
     event::Fields,
     spec::{Fallback, Hook, Program, Record, Table, TableKind, Variant},
     wire::{
@@ -201,6 +201,11 @@ pub(crate) const PROBE: Probe = Probe {
         detail: event_detail,
     }),
     deferred: None,
+    cost: Cost {
+        events: &[IO_DURATION, ERRORS],
+        event_ns: 250,
+        entry_ns: 0,
+    },
     histograms: DISK_HISTOGRAMS as u16,
     counters: DISK_COUNTERS as u16,
     own: &[

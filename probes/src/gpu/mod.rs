@@ -37,8 +37,8 @@ pub(crate) use trace::event_detail;
 pub use trace::{Control, DEVICES, Stream};
 
 use crate::{
-    Histogram, Metric, MetricKind, PassedOver, Probe, Reason, RunStats, Rung, Status, Verdict,
-    Workload,
+    Cost, Histogram, Metric, MetricKind, PassedOver, Probe, Reason, RunStats, Rung, Status,
+    Verdict, Workload,
     wire::{GPU_PROBE, GPU_PROCESSES},
 };
 use programs::Means;
@@ -147,6 +147,12 @@ pub(crate) const PROBE: Probe = Probe {
     events: None,
     in_flight: &[],
     deferred: Some("no process maps libcudart or libcuda"),
+    cost: Cost {
+        // Launches and synchronisation.
+        events: &[0, 5],
+        event_ns: 1700,
+        entry_ns: 700,
+    },
     histograms: 0,
     counters: 0,
     own: &[],

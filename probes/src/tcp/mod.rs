@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::{
-    Cell, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Rung, Sample, Series,
-    SeriesKey,
+    Cell, Cost, EventDetail, EventSource, Metric, MetricKind, OwnCounter, Probe, Rung, Sample,
+    Series, SeriesKey,
     event::Fields,
     spec::{Hook, Program, Record, Table, TableKind, Variant},
     wire::{
@@ -134,6 +134,12 @@ pub(crate) const PROBE: Probe = Probe {
     }),
     in_flight: &["tcp_started_slots"],
     deferred: None,
+    cost: Cost {
+        events: &[HANDSHAKE, FAILURES, UNMEASURED],
+        // Half of a connection over loopback, whose ends are two events of one host.
+        event_ns: 500,
+        entry_ns: 0,
+    },
     histograms: ROLES.len() as u16,
     counters: TCP_COUNTERS as u16,
     own: &[

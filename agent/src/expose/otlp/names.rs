@@ -135,6 +135,14 @@ pub(super) const NAMES: &[Name] = &[
     name("sentry_bpf_map_memory_bytes", "sentry.bpf.map.memory", "By", &[("map", "sentry.bpf.map")]),
     name("sentry_bpf_program_runs_total", "sentry.bpf.program.runs", "{run}", PROGRAM),
     name("sentry_bpf_program_run_seconds_total", "sentry.bpf.program.run", "s", PROGRAM),
+    name("sentry_overhead_ratio", "sentry.overhead", "1", &[
+        ("probe", "sentry.probe"), ("basis", "sentry.overhead.basis"),
+    ]),
+    name("sentry_overhead_budget_ratio", "sentry.overhead.budget", "1", NONE),
+    name("sentry_overhead_shed", "sentry.overhead.shed", "{step}", &[
+        ("probe", "sentry.probe"), ("step", "sentry.overhead.step"),
+    ]),
+    name("sentry_probe_sampled_ratio", "sentry.probe.sampled", "1", PROBE),
     name("sentry_http_connections_refused_total", "sentry.http.connections.refused", "{connection}", NONE),
     name("sentry_http_scrapes_refused_total", "sentry.http.scrapes.refused", "{scrape}", NONE),
     name("sentry_http_timeouts_total", "sentry.http.timeouts", "{connection}", NONE),
@@ -224,6 +232,7 @@ mod tests {
         let unit = match name.unit {
             "s" => "seconds",
             "By" => "bytes",
+            "1" if kind == Kind::Gauge => "ratio",
             _ => "",
         };
         if !unit.is_empty() && !text.split('_').any(|part| part == unit) {

@@ -510,6 +510,7 @@ pub(crate) fn attaching(bin: &Path, results: &mut Results) -> Result<()> {
 fn attach_once(bin: &Path, library: &Path, hook: &str) -> Result<Result<[f64; 6], String>> {
     let mut child = Command::new(bin.join("sentry"))
         .args(["--web.listen-address", "127.0.0.1:0"])
+        .args(["--overhead.budget", "off"])
         .args(["--probes", "tcp,gpu", "--gpu.hook", hook])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -477,6 +477,7 @@ fn agent(bin: &Path, flags: &[&str]) -> Result<(Process, SocketAddr, Duration)> 
     let started = Instant::now();
     let mut child = workloads::mortal(bin.join("sentry"))
         .args(["--web.listen-address", "127.0.0.1:0"])
+        .args(["--overhead.budget", "off"])
         .args(flags)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
