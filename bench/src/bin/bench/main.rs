@@ -7,8 +7,10 @@
 //! program pays for every cache line that it is the first to touch, the kernel's clock among
 //! them. Medians are printed as Markdown tables.
 
+mod fleet;
 mod gpu;
 mod kubernetes;
+mod scale;
 mod scrape;
 
 use std::{
@@ -71,6 +73,10 @@ enum Part {
     Kubernetes,
     Scrape,
     Footprint,
+    /// Thousands of containers; only when asked for
+    Scale,
+    /// A fleet's Prometheus; only when asked for
+    Fleet,
 }
 
 fn main() -> Result<()> {
@@ -113,6 +119,12 @@ fn main() -> Result<()> {
     }
     if wanted(Part::Footprint) {
         footprint(bin)?;
+    }
+    if args.only.contains(&Part::Scale) {
+        scale::simulate(bin)?;
+    }
+    if args.only.contains(&Part::Fleet) {
+        fleet::prometheus(bin)?;
     }
     Ok(())
 }

@@ -59,26 +59,7 @@ fn on_node(bin: &Path, pods: u32) -> Result<()> {
         node.tour(bin, &to)?;
     }
 
-    let mut rows: Vec<Row> = FORMATS
-        .iter()
-        .enumerate()
-        .map(|(place, (name, accept))| {
-            let (process, address) = match place {
-                3 => (&native, native_at),
-                _ => (&both, both_at),
-            };
-            Row {
-                name,
-                accept,
-                process,
-                address,
-                plain: Scrapes::default(),
-                gzip: Scrapes::default(),
-                peak: 0.0,
-                body: Vec::new(),
-            }
-        })
-        .collect();
+    let mut rows = rows((&both, both_at), (&native, native_at));
     for _ in 0..ROUNDS {
         rows.iter_mut().try_for_each(Row::scrape)?;
     }
@@ -93,24 +74,9 @@ fn on_node(bin: &Path, pods: u32) -> Result<()> {
     );
     println!(
         "{pods} sets of workload labels, each with a histogram of {CONNECTS} events: {series} Prometheus series with all that is \
-         on this host. `--probes tcp,disk`, medians of {ROUNDS} scrapes in turns; CPU time is the agent's, on average.\n\n\
-         | format | bytes | first byte | whole | CPU | bytes, gzip | first byte | whole | CPU | resident, at most |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+         on this host. `--probes tcp,disk`, medians of {ROUNDS} scrapes in turns; CPU time is the agent's, on average.\n"
     );
-    let mut wanted = f64::INFINITY;
-    for (place, row) in rows.iter_mut().enumerate() {
-        let median_whole = median(&mut row.plain.whole);
-        if place == 0 {
-            wanted = median_whole;
-        }
-        println!(
-            "| {} | {} | {} | {:.1} MB |",
-            row.name,
-            cells(&mut row.plain),
-            cells(&mut row.gzip),
-            row.peak / 1e6,
-        );
-    }
+    let wanted = print(&mut rows);
     if pods == PODS[0] {
         println!("\nWanted: text under 10 ms ({}).", met(wanted < 10.0));
     }
@@ -133,8 +99,48 @@ fn on_node(bin: &Path, pods: u32) -> Result<()> {
     Ok(())
 }
 
+/// Each format, of an agent with both kinds of histograms and of one with native ones alone.
+pub(crate) fn rows<'a>(
+    both: (&'a Process, SocketAddr),
+    native: (&'a Process, SocketAddr),
+) -> Vec<Row<'a>> {
+    let rows = FORMATS.iter().enumerate();
+    rows.map(|(place, (name, accept))| {
+        let (process, address) = if place == 3 { native } else { both };
+        Row {
+            name,
+            accept,
+            process,
+            address,
+            plain: Scrapes::default(),
+            gzip: Scrapes::default(),
+            peak: 0.0,
+            body: Vec::new(),
+        }
+    })
+    .collect()
+}
+
+/// Prints a table of them; how long the first one takes as a whole, in milliseconds.
+pub(crate) fn print(rows: &mut [Row]) -> f64 {
+    println!(
+        "| format | bytes | first byte | whole | CPU | bytes, gzip | first byte | whole | CPU | resident, at most |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    );
+    for row in &mut *rows {
+        println!(
+            "| {} | {} | {} | {:.1} MB |",
+            row.name,
+            cells(&mut row.plain),
+            cells(&mut row.gzip),
+            row.peak / 1e6,
+        );
+    }
+    median(&mut rows[0].plain.whole)
+}
+
 /// A format, and what its scrapes took.
-struct Row<'a> {
+pub(crate) struct Row<'a> {
     name: &'a str,
     accept: &'a str,
     process: &'a Process,
@@ -143,12 +149,12 @@ struct Row<'a> {
     gzip: Scrapes,
     /// The most memory that was resident meanwhile, in bytes.
     peak: f64,
-    body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Row<'_> {
     /// Scrapes once plain and once compressed.
-    fn scrape(&mut self) -> Result<()> {
+    pub(crate) fn scrape(&mut self) -> Result<()> {
         // From here on its peak is that of this scrape.
         fs::write(format!("/proc/{}/clear_refs", self.process.0.id()), "5")?;
         let accept = format!("Accept: {}\r\n", self.accept);
