@@ -33,7 +33,7 @@ const SHARDS: usize = 2;
 const WARM: Duration = Duration::from_secs(50);
 
 /// How long all is measured: twelve scrapes.
-const MEASURED: Duration = Duration::from_mins(3);
+const MEASURED: Duration = Duration::from_secs(180);
 
 /// How often what nodes say changes.
 const STEP: Duration = Duration::from_secs(5);
@@ -107,147 +107,132 @@ fn fleet(bin: &Path, kind: &Kind) -> Result<Vec<(&'static str, String)>> {
     let mut listeners = Vec::new();
     for (sockets, disk) in node.socket_cgroups().iter().zip(&disk_cgroups) {
         let (listener, to) = listener_in(bin, sockets)?;
-        listeners.push((listener, to.clone()));
         run(bin, &["connect", "--to", &to, "--count", "20"], sockets)?;
         for operation in ["read", "write"] {
-            run(
-                bin,
-                &[operation, "--direct", "--count", "20", "--file", &file],
-                disk,
-            )?;
+            let args = [operation, "--direct", "--count", "20", "--file", &file];
+            run(bin, &args, disk)?;
         }
+        listeners.push((listener, to));
     }
     let answer = Arc::new(Mutex::new(Arc::from(scrape(address, kind)?)));
     let nodes: Vec<SocketAddr> = (1..=NODES)
         .map(|number| serve(number, &answer))
         .collect::<Result<_>>()?;
-
     let folder = std::env::temp_dir().join(format!("sentry-fleet-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(folder.join("targets"))?;
-    let list: Vec<String> = nodes.iter().map(|node| format!("'{node}'")).collect();
-    let targets = format!("- targets: [{}]\n", list.join(", "));
-    fs::write(folder.join("targets/nodes.yml"), targets)?;
-    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus");
-    let rules = rules.canonicalize()?.display().to_string();
-    let flags = match kind.remote_write {
-        "" => vec!["--web.enable-remote-write-receiver"],
-        _ => vec![
-            "--web.enable-remote-write-receiver",
-            "--enable-feature=native-histograms",
-        ],
-    };
-    let receiver = Prometheus::start(
-        &folder,
-        "receiver",
-        &RECEIVER.replace("../prometheus", &rules),
-        "storage.tsdb.path",
-        &flags,
-    )?;
-    let url = format!("http://{}/api/v1/write", receiver.address);
-    let agent_mode = format!("--enable-feature={}", kind.features);
-    let shards: Vec<Prometheus> = (0..SHARDS)
-        .map(|shard| {
-            let text = AGENT
-                .replace("modulus: 1\n", &format!("modulus: {SHARDS}\n"))
-                .replace("regex: \"0\"", &format!("regex: \"{shard}\""))
-                .replace("http://receiver:9090/api/v1/write", &url)
-                + kind.remote_write;
-            let name = format!("shard-{shard}");
-            Prometheus::start(&folder, &name, &text, "storage.agent.path", &[&agent_mode])
-        })
-        .collect::<Result<_>>()?;
+    let servers = start_all(&folder, kind, &nodes)?;
 
     let change = |until: Instant| -> Result<()> {
         while Instant::now() < until {
             for (sockets, (_, to)) in node.socket_cgroups().iter().zip(&listeners) {
                 run(bin, &["connect", "--to", to, "--count", "2"], sockets)?;
             }
-            run(
-                bin,
-                &["read", "--direct", "--count", "50", "--file", &file],
-                &disk_cgroups[0],
-            )?;
+            let args = ["read", "--direct", "--count", "50", "--file", &file];
+            run(bin, &args, &disk_cgroups[0])?;
             *answer.lock().unwrap_or_else(PoisonError::into_inner) =
                 Arc::from(scrape(address, kind)?);
             thread::sleep(STEP);
         }
         Ok(())
     };
+    let all = || -> Result<Vec<Now>> { servers.iter().map(Prometheus::now).collect() };
     change(Instant::now() + WARM)?;
     let start = Instant::now();
-    let all = || shards.iter().chain([&receiver]).map(Prometheus::now);
-    let before: Vec<Now> = all().collect::<Result<_>>()?;
+    let before = all()?;
     change(start + MEASURED)?;
     let seconds = start.elapsed().as_secs_f64();
-    let after: Vec<Now> = all().collect::<Result<_>>()?;
+    let after = all()?;
     let bytes = answer.lock().unwrap_or_else(PoisonError::into_inner).len();
-    drop(shards);
-    drop(receiver);
+    drop(servers);
     fs::remove_dir_all(&folder)?;
-
-    let shards = |value: fn(&Now) -> f64| after[..SHARDS].iter().map(value).sum::<f64>();
-    let gained =
-        |value: fn(&Now) -> f64| shards(value) - before[..SHARDS].iter().map(value).sum::<f64>();
-    let (active, samples) = (shards(|now| now.active_series), gained(|now| now.sent));
     ensure!(
         after[..SHARDS].iter().all(|now| now.active_series > 0.0),
         "a shard has no series"
     );
+    let mut rows = vec![("bytes of a scrape, gzipped", bytes.to_string())];
+    rows.extend(rows_of(&before, &after, seconds));
+    Ok(rows)
+}
+
+/// The shards, and the receiver after them.
+fn start_all(folder: &Path, kind: &Kind, nodes: &[SocketAddr]) -> Result<Vec<Prometheus>> {
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder.join("targets"))?;
+    let targets = serde_json::json!([{"targets": nodes}]).to_string();
+    fs::write(folder.join("targets/nodes.yml"), targets)?;
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus");
+    let rules = rules.canonicalize()?.display().to_string();
+    let text = RECEIVER.replace("../prometheus", &rules);
+    let flags = [
+        "--web.enable-remote-write-receiver",
+        "--enable-feature=native-histograms",
+    ];
+    // The second one only for those.
+    let flags = &flags[..if kind.remote_write.is_empty() { 1 } else { 2 }];
+    let receiver = Prometheus::start(folder, "receiver", &text, "storage.tsdb.path", flags)?;
+    let url = format!("http://{}/api/v1/write", receiver.address);
+    let agent_mode = format!("--enable-feature={}", kind.features);
+    let mut servers = Vec::new();
+    for shard in 0..SHARDS {
+        let text = AGENT
+            .replace("modulus: 1\n", &format!("modulus: {SHARDS}\n"))
+            .replace("regex: \"0\"", &format!("regex: \"{shard}\""))
+            .replace("http://receiver:9090/api/v1/write", &url)
+            + kind.remote_write;
+        let name = format!("shard-{shard}");
+        let flags = [agent_mode.as_str()];
+        servers.push(Prometheus::start(
+            folder,
+            &name,
+            &text,
+            "storage.agent.path",
+            &flags,
+        )?);
+    }
+    servers.push(receiver);
+    Ok(servers)
+}
+
+/// What all of them say, after so many seconds, of the fleet as a whole.
+fn rows_of(before: &[Now], after: &[Now], seconds: f64) -> Vec<(&'static str, String)> {
+    let shards = |value: fn(&Now) -> f64| after[..SHARDS].iter().map(value).sum::<f64>();
+    let gained =
+        |value: fn(&Now) -> f64| shards(value) - before[..SHARDS].iter().map(value).sum::<f64>();
+    let (active, samples) = (shards(|now| now.active_series), gained(|now| now.sent));
+    let (wire, resident) = (gained(|now| now.sent_bytes), shards(|now| now.resident));
     let receiver = &after[SHARDS];
     let receiver_cpu = receiver.cpu_seconds - before[SHARDS].cpu_seconds;
-    let wire = gained(|now| now.sent_bytes);
-    let resident = shards(|now| now.resident);
-    let shard_cpu = gained(|now| now.cpu_seconds);
-    Ok(vec![
-        ("bytes of a scrape, gzipped", bytes.to_string()),
-        (
-            "series of a node",
-            format!("{:.0}", active / f64::from(NODES)),
-        ),
-        ("series that the shards scrape", format!("{active:.0}")),
-        ("samples a second", format!("{:.0}", samples / seconds)),
+    let microseconds = |cpu_seconds: f64| format!("{:.2}", cpu_seconds * 1e6 / samples);
+    let whole = |value: f64| format!("{value:.0}");
+    vec![
+        ("series of a node", whole(active / f64::from(NODES))),
+        ("series that the shards scrape", whole(active)),
+        ("samples a second", whole(samples / seconds)),
         (
             "remote write, bytes a sample",
             format!("{:.1}", wire / samples),
         ),
-        (
-            "remote write, kB a second",
-            format!("{:.0}", wire / seconds / 1e3),
-        ),
+        ("remote write, kB a second", whole(wire / seconds / 1e3)),
         (
             "samples that were not taken",
-            format!("{:.0}", shards(|now| now.failed)),
+            whole(shards(|now| now.failed)),
         ),
-        (
-            "shards, resident, MB each",
-            format!("{:.0}", resident / 1e6 / SHARDS as f64),
-        ),
-        (
-            "shards, resident, bytes a series",
-            format!("{:.0}", resident / active),
-        ),
+        ("shards, resident, MB all together", whole(resident / 1e6)),
+        ("shards, resident, bytes a series", whole(resident / active)),
         (
             "shards, CPU, µs a sample",
-            format!("{:.2}", shard_cpu * 1e6 / samples),
+            microseconds(gained(|now| now.cpu_seconds)),
         ),
         (
             "receiver, series with what the rules record",
-            format!("{:.0}", receiver.head_series),
+            whole(receiver.head_series),
         ),
-        (
-            "receiver, resident, MB",
-            format!("{:.0}", receiver.resident / 1e6),
-        ),
+        ("receiver, resident, MB", whole(receiver.resident / 1e6)),
         (
             "receiver, resident, bytes a series",
-            format!("{:.0}", receiver.resident / receiver.head_series),
+            whole(receiver.resident / receiver.head_series),
         ),
-        (
-            "receiver, CPU, µs a sample",
-            format!("{:.2}", receiver_cpu * 1e6 / samples),
-        ),
-    ])
+        ("receiver, CPU, µs a sample", microseconds(receiver_cpu)),
+    ]
 }
 
 /// Listens from a cgroup.

@@ -1,7 +1,11 @@
 //! As many containers as the largest nodes have: what the maps take when they are full, what an event costs then, what a
 //! collection and a scrape do.
 
-use std::{path::Path, thread, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use sentry_bench::{
@@ -27,7 +31,7 @@ const SERIES_MAX: u32 = 32_000;
 const SCRAPES: usize = 5;
 
 /// How long nobody scrapes: six collections.
-const QUIET: Duration = Duration::from_mins(1);
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Rounds of events.
 const ROUNDS: usize = 5;
@@ -53,7 +57,7 @@ fn on_node(bin: &Path, containers: u32) -> Result<()> {
     let mut node = Node::new(containers)?;
     node.series_max = SERIES_MAX;
     let disk_cgroups = node.disk_cgroups()?;
-    let disk_cgroups: Vec<_> = disk_cgroups.iter().map(|path| path.as_path()).collect();
+    let disk_cgroups: Vec<_> = disk_cgroups.iter().map(PathBuf::as_path).collect();
     let device = LoopDevice::new(64 << 20)?;
     let before = program_ids()?;
     let (both, both_at, _, _) = node.agent(bin, &[])?;
