@@ -197,6 +197,8 @@ pub(crate) fn check() -> anyhow::Result<()> {
         renderings.push(rendering);
     }
     renderings.extend(tools.releases()?);
+    let fleet = tools.kustomize("../../fleet", &[], json!({}))?;
+    renderings.push(Rendering::read("fleet", &fleet)?);
     tools.validate(&renderings)
 }
 

@@ -41,10 +41,13 @@ const SUITE: &str = "forky";
 const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
 
 /// Configurations, and whether Debian's 2.42 can read them: it is built without Kubernetes.
-const CONFIGURATIONS: [(&str, bool); 3] = [
+const CONFIGURATIONS: [(&str, bool); 6] = [
     ("deploy/prometheus/prometheus.yml", true),
     ("deploy/prometheus/kubernetes.yml", false),
     ("deploy/compose/prometheus.yml", false),
+    ("deploy/fleet/agent.yml", true),
+    ("deploy/fleet/kubernetes.yml", false),
+    ("deploy/fleet/receiver.yml", true),
 ];
 
 /// Writes what derives from the rules anew.

@@ -39,6 +39,8 @@ pub(crate) struct Node {
     /// Folders of cgroups, each after the one around it.
     cgroups: Vec<PathBuf>,
     burstable: PathBuf,
+    /// `--series.max` of its agents.
+    pub(crate) series_max: u32,
 }
 
 impl Node {
@@ -59,6 +61,7 @@ impl Node {
             folder,
             cgroups: Vec::new(),
             burstable: CgroupRoots::find()?.v2,
+            series_max: 4096,
             api,
         };
         let root = format!("sentry{}", std::process::id());
@@ -88,6 +91,27 @@ impl Node {
         Ok(node)
     }
 
+    /// The cgroups that the containers' sockets belong to.
+    pub(crate) fn socket_cgroups(&self) -> Vec<PathBuf> {
+        let of_containers = |folder: &&PathBuf| folder.extension().is_some_and(|it| it == "scope");
+        self.cgroups.iter().filter(of_containers).cloned().collect()
+    }
+
+    /// The cgroups that the containers' disk I/O belongs to, made if that is another hierarchy.
+    pub(crate) fn disk_cgroups(&mut self) -> Result<Vec<PathBuf>> {
+        let roots = CgroupRoots::find()?;
+        let sockets = self.socket_cgroups();
+        if roots.blkio != roots.v2 {
+            for folder in self.cgroups.clone() {
+                self.make(roots.blkio.join(folder.strip_prefix(&roots.v2)?))?;
+            }
+        }
+        sockets
+            .iter()
+            .map(|folder| Ok(roots.blkio.join(folder.strip_prefix(&roots.v2)?)))
+            .collect()
+    }
+
     fn make(&mut self, folder: PathBuf) -> Result<()> {
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
         self.cgroups.push(folder);
@@ -102,9 +126,10 @@ impl Node {
     ) -> Result<(Process, SocketAddr, f64, f64)> {
         let started = Instant::now();
         let rootfs = self.folder.display().to_string();
+        let series_max = format!("--series.max={}", self.series_max);
         let flags = [
             "--probes=tcp,disk",
-            "--series.max=4096",
+            &series_max,
             "--kubernetes.node",
             NODE,
             "--kubernetes.kubeconfig",
@@ -161,7 +186,7 @@ impl Drop for Node {
     }
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
@@ -204,7 +229,7 @@ impl Scrapes {
 }
 
 /// CPU time of a process, in hundredths of a second.
-fn cpu_ticks(process: &Process) -> Result<f64> {
+pub(crate) fn cpu_ticks(process: &Process) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.0.id()))?;
     let (_, fields) = stat.rsplit_once(") ").context("no stat")?;
     let mut fields = fields.split(' ').skip(11);

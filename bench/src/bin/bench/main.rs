@@ -7,10 +7,12 @@
 //! program pays for every cache line that it is the first to touch, the kernel's clock among
 //! them. Medians are printed as Markdown tables.
 
+mod fleet;
 mod gpu;
 mod hooks;
 mod kubernetes;
 mod results;
+mod scale;
 mod scrape;
 mod upkeep;
 mod workloads;
@@ -102,6 +104,10 @@ enum Part {
     Footprint,
     Kubernetes,
     Scrape,
+    /// Thousands of containers; only when asked for
+    Scale,
+    /// A fleet's Prometheus; only when asked for
+    Fleet,
 }
 
 /// Set where the second start has tried to bring tracefs.
@@ -146,7 +152,12 @@ fn main() -> Result<()> {
     let mut results = Results::new(out)?;
     println!("# What Sentry costs\n\n{}\n", results.machine());
     for part in Part::value_variants() {
-        if !args.only.is_empty() && !args.only.contains(part) {
+        let wanted = match part {
+            _ if args.only.contains(part) => true,
+            Part::Scale | Part::Fleet => false,
+            _ => args.only.is_empty(),
+        };
+        if !wanted {
             continue;
         }
         let started = Instant::now();
@@ -207,6 +218,8 @@ fn measure(part: Part, bin: &Path, args: &Args, results: &mut Results) -> Result
             upkeep::contention(bin, args, results)
         }
         Part::Workloads => workloads::all(bin, args, results),
+        Part::Scale => scale::simulate(bin, results),
+        Part::Fleet => fleet::prometheus(bin, results),
     }
 }
 

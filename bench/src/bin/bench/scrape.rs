@@ -58,26 +58,7 @@ fn on_node(bin: &Path, pods: u32, results: &mut Results) -> Result<()> {
         node.tour(bin, &to)?;
     }
 
-    let mut rows: Vec<Row> = FORMATS
-        .iter()
-        .enumerate()
-        .map(|(place, (name, accept))| {
-            let (process, address) = match place {
-                3 => (&native, native_at),
-                _ => (&both, both_at),
-            };
-            Row {
-                name,
-                accept,
-                process,
-                address,
-                plain: Scrapes::default(),
-                gzip: Scrapes::default(),
-                peak: 0.0,
-                body: Vec::new(),
-            }
-        })
-        .collect();
+    let mut rows = rows((&both, both_at), (&native, native_at));
     for _ in 0..ROUNDS {
         rows.iter_mut().try_for_each(Row::scrape)?;
     }
@@ -90,32 +71,15 @@ fn on_node(bin: &Path, pods: u32, results: &mut Results) -> Result<()> {
         histograms.count() >= pods as usize,
         "a pod has no histogram"
     );
-    let mut table = Table::new(
+    let mut table = table(
         &format!("A scrape in each format, {pods} sets of workload labels"),
         format!(
             "Each with a histogram of {CONNECTS} events: {series} Prometheus series with all that is on this host. \
              `--probes tcp,disk`, medians of {ROUNDS} scrapes in turns, least and greatest; CPU time is the agent's, \
              on average."
         ),
-        &[
-            "format",
-            "size",
-            "first byte",
-            "whole",
-            "CPU",
-            "gzip: size",
-            "first byte",
-            "whole",
-            "CPU",
-            "resident, at most",
-        ],
+        &rows,
     );
-    for row in &rows {
-        let mut cells = cells(&row.plain);
-        cells.extend(self::cells(&row.gzip));
-        cells.push(measured(&[row.peak / 1e6], "MB", 1).into());
-        table.row(row.name, cells);
-    }
     if pods == PODS[0] {
         let whole = measured(&rows[0].plain.whole, "ms", 2).median();
         table.want("text in under 10 ms", whole < 10.0);
@@ -143,8 +107,57 @@ fn on_node(bin: &Path, pods: u32, results: &mut Results) -> Result<()> {
     results.add(table)
 }
 
+/// Each format, of an agent with both kinds of histograms and of one with native ones alone.
+pub(crate) fn rows<'a>(
+    both: (&'a Process, SocketAddr),
+    native: (&'a Process, SocketAddr),
+) -> Vec<Row<'a>> {
+    let rows = FORMATS.iter().enumerate();
+    rows.map(|(place, (name, accept))| {
+        let (process, address) = if place == 3 { native } else { both };
+        Row {
+            name,
+            accept,
+            process,
+            address,
+            plain: Scrapes::default(),
+            gzip: Scrapes::default(),
+            peak: 0.0,
+            body: Vec::new(),
+        }
+    })
+    .collect()
+}
+
+/// A table of them.
+pub(crate) fn table(title: &str, about: String, rows: &[Row]) -> Table {
+    let mut table = Table::new(
+        title,
+        about,
+        &[
+            "format",
+            "size",
+            "first byte",
+            "whole",
+            "CPU",
+            "gzip: size",
+            "first byte",
+            "whole",
+            "CPU",
+            "resident, at most",
+        ],
+    );
+    for row in rows {
+        let mut cells = cells(&row.plain);
+        cells.extend(self::cells(&row.gzip));
+        cells.push(measured(&[row.peak / 1e6], "MB", 1).into());
+        table.row(row.name, cells);
+    }
+    table
+}
+
 /// A format, and what its scrapes took.
-struct Row<'a> {
+pub(crate) struct Row<'a> {
     name: &'a str,
     accept: &'a str,
     process: &'a Process,
@@ -153,12 +166,12 @@ struct Row<'a> {
     gzip: Scrapes,
     /// The most memory that was resident meanwhile, in bytes.
     peak: f64,
-    body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Row<'_> {
     /// Scrapes once plain and once compressed.
-    fn scrape(&mut self) -> Result<()> {
+    pub(crate) fn scrape(&mut self) -> Result<()> {
         // From here on its peak is that of this scrape.
         fs::write(format!("/proc/{}/clear_refs", self.process.0.id()), "5")?;
         let accept = format!("Accept: {}\r\n", self.accept);
