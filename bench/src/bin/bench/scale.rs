@@ -81,33 +81,12 @@ fn on_node(bin: &Path, containers: u32, results: &mut Results) -> Result<()> {
         rows.iter_mut().try_for_each(Row::scrape)?;
     }
     let text = String::from_utf8_lossy(&rows[0].body);
-    let series = text.lines().filter(|line| !line.starts_with('#')).count();
     let histograms = sum(&text, "sentry_series{");
     ensure!(
         histograms >= f64::from(containers),
         "{histograms} histograms are not those of {containers} containers"
     );
-    let mut table = Table::new(
-        &format!("What {containers} containers take"),
-        format!("`--series.max {SERIES_MAX}`, each has connected once and read once."),
-        &["what", "measured"],
-    );
-    let mut row = |what, value, unit, decimals| {
-        table.row(what, vec![measured(&[value], unit, decimals).into()]);
-    };
-    row("histograms in use", histograms, "", 0);
-    let overflow = sum(&text, "sentry_series_overflow_total{");
-    row("events that found no room", overflow, "", 0);
-    #[allow(clippy::cast_precision_loss)] // some hundreds of thousands
-    let all = series as f64;
-    row("Prometheus series, all that is on this host", all, "", 0);
-    let maps = sum(&text, "sentry_bpf_map_memory_bytes{");
-    row("BPF maps", maps, "bytes", 0);
-    row("resident, before any event", idle / 1e6, "MB", 1);
-    let before_scrape = "resident, with all of them, before a scrape";
-    row(before_scrape, resident / 1e6, "MB", 1);
-    row("CPU time a minute, nobody scraping", quiet, "ms", 0);
-    results.add(table)?;
+    results.add(taken(containers, &text, [idle, resident], quiet))?;
     let title = format!("A scrape in each format, {containers} containers");
     let about = format!("Medians of {SCRAPES} scrapes in turns; CPU time is the agent's.");
     results.add(scrape::table(&title, about, &rows))?;
@@ -162,6 +141,33 @@ fn on_node(bin: &Path, containers: u32, results: &mut Results) -> Result<()> {
     let title = format!("a read of a container, {CHUNK} at once");
     table.row(title, all_reads.into());
     results.add(table)
+}
+
+/// What an agent takes that answered so, by its resident memory before any event and with all of them, and by its CPU time
+/// in a minute without a scrape, in milliseconds.
+fn taken(containers: u32, text: &str, [idle, resident]: [f64; 2], quiet: f64) -> Table {
+    let series = text.lines().filter(|line| !line.starts_with('#')).count();
+    let mut table = Table::new(
+        &format!("What {containers} containers take"),
+        format!("`--series.max {SERIES_MAX}`, each has connected once and read once."),
+        &["what", "measured"],
+    );
+    let mut row = |what, value, unit, decimals| {
+        table.row(what, vec![measured(&[value], unit, decimals).into()]);
+    };
+    row("histograms in use", sum(text, "sentry_series{"), "", 0);
+    let overflow = sum(text, "sentry_series_overflow_total{");
+    row("events that found no room", overflow, "", 0);
+    #[allow(clippy::cast_precision_loss)] // some hundreds of thousands
+    let all = series as f64;
+    row("Prometheus series, all that is on this host", all, "", 0);
+    let maps = sum(text, "sentry_bpf_map_memory_bytes{");
+    row("BPF maps", maps, "bytes", 0);
+    row("resident, before any event", idle / 1e6, "MB", 1);
+    let before_scrape = "resident, with all of them, before a scrape";
+    row(before_scrape, resident / 1e6, "MB", 1);
+    row("CPU time a minute, nobody scraping", quiet, "ms", 0);
+    table
 }
 
 fn programs_since(before: &[u32]) -> Result<Programs> {
