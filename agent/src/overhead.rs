@@ -23,7 +23,7 @@ use self::{
     meter::{Basis, Meter},
 };
 use crate::{
-    collect::{Collector, Occasion, lock},
+    collect::{Collector, Occasion, Probe, lock},
     config::Config,
     privileges,
 };
@@ -185,6 +185,13 @@ pub(crate) struct Watcher {
     /// What each probe took in the last sample.
     loads: Vec<Load>,
     is_exhausted: bool,
+    /// Which probes run, of those that do from the start on.
+    up: Vec<bool>,
+}
+
+fn is_up(probe: &Probe) -> bool {
+    let installed = &probe.installed;
+    installed.probe.deferred.is_none() && installed.status.verdict.is_up()
 }
 
 /// The turns of all probes that are sampled.
@@ -208,6 +215,8 @@ impl Watcher {
             overhead.has_counted.store(true, Ordering::Relaxed);
         }
         let meter = Meter::new(&lock(&collector), config, calibration, now);
+        let always_on = meter.is_always_on();
+        overhead.always_on.store(always_on, Ordering::Relaxed);
         let probes = lock(&collector).probes().len();
         let moment = meter
             .is_counting()
@@ -235,6 +244,7 @@ impl Watcher {
                 probes
             ],
             is_exhausted: false,
+            up: Vec::new(),
         }
     }
 
@@ -275,6 +285,8 @@ impl Watcher {
                 .is_none();
             if was_off {
                 self.meter.begin(collector, now);
+                let always_on = self.meter.is_always_on();
+                self.overhead.always_on.store(always_on, Ordering::Relaxed);
                 self.sampled_at = now;
                 self.moment = Some(now + self.interval / MOMENTS * (MOMENTS - 1));
             }
@@ -286,6 +298,12 @@ impl Watcher {
         // A reload that turned a probe off has taken back what was shed of it.
         self.guard
             .forget(|probe| !collector.probes()[probe].installed.is_held_back());
+        // Nor does what was before say anything of one that it turned on.
+        let up: Vec<bool> = collector.probes().iter().map(is_up).collect();
+        if up != self.up {
+            self.up = up;
+            self.guard.gap();
+        }
         self.take_turns(collector, now);
         let due = self.sampled_at + self.interval;
         if now >= due {
@@ -307,11 +325,17 @@ impl Watcher {
         for probe in 0..collector.probes().len() {
             if self.guard.step(probe).is_some() {
                 self.apply(collector, probe, None);
-                let probe = collector.probes()[probe].installed.probe.name;
-                tracing::info!(probe, "no budget: nothing is shed any more");
+                let installed = &collector.probes()[probe].installed;
+                if !installed.is_held_back() {
+                    let probe = installed.probe.name;
+                    tracing::info!(probe, "no budget: nothing is shed any more");
+                }
             }
         }
-        self.guard = Guard::new();
+        // What the kernel refused to attach again is tried the next time.
+        self.guard
+            .forget(|probe| !collector.probes()[probe].installed.is_held_back());
+        self.guard.gap();
         self.meter.stop_counting();
         self.moment = None;
         self.slice.on_since = None;

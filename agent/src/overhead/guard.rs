@@ -56,7 +56,7 @@ pub(crate) enum Decision {
     Keep,
     /// Shed this of a probe, which is named by its place.
     Shed(usize, Step),
-    /// Take it back, which was shed last.
+    /// Take it back.
     Restore(usize, Step),
     /// It takes too much, and nothing is left that would help.
     Exhausted,
@@ -110,55 +110,71 @@ impl Guard {
             if self.over < OVER {
                 return Decision::Keep;
             }
-            let Some((probe, step)) = self.next(budget, loads) else {
+            let Some((probe, step)) = self.next(budget, programs - room, loads) else {
                 return Decision::Exhausted;
             };
             self.force(probe, step);
             return Decision::Shed(probe, step);
         }
         self.over = 0;
-        let Some((probe, step)) = self.shed.last().copied() else {
+        let Some(place) = self.fits(room, programs, loads) else {
+            self.calm = 0;
             return Decision::Keep;
         };
-        self.calm = if self.is_calm(room, programs, loads) {
-            self.calm + 1
-        } else {
-            0
-        };
+        self.calm += 1;
         if self.calm < self.wait {
             return Decision::Keep;
         }
-        self.shed.pop();
+        let (probe, step) = self.shed.remove(place);
         self.calm = 0;
         self.trial = Some(0);
         Decision::Restore(probe, step)
     }
 
-    /// Whether what was shed last could come back.
-    fn is_calm(&self, room: f64, programs: f64, loads: &[Load]) -> bool {
-        let mut expected = programs;
-        if let Some((probe, Step::Sampling)) = self.shed.last()
-            && let Some(load) = loads.get(*probe)
-            && load.attached > 0.0
-        {
-            expected += load.ratio / load.attached - load.ratio;
+    /// What could come back: the last that was shed and that is known to fit. What a probe would take that is off nobody
+    /// knows, so one is tried when there is nothing else; or it would keep all others from coming back.
+    fn fits(&self, room: f64, programs: f64, loads: &[Load]) -> Option<usize> {
+        if room <= 0.0 || programs > room / 2.0 {
+            return None;
         }
-        room > 0.0 && programs <= room / 2.0 && expected <= room
+        let last_of_its_probe =
+            |(_, (probe, step)): &(usize, &(usize, Step))| self.step(*probe) == Some(*step);
+        let shed = self.shed.iter().enumerate().rev();
+        let mut shed = shed.filter(last_of_its_probe);
+        let known = shed.clone().find(|(_, (probe, step))| match step {
+            Step::Exemplars => true,
+            Step::Sampling => loads.get(*probe).is_some_and(|load| {
+                load.attached > 0.0 && programs - load.ratio + load.ratio / load.attached <= room
+            }),
+            Step::Off => false,
+        });
+        let unknown = || shed.find(|(_, (_, step))| *step == Step::Off);
+        known.or_else(unknown).map(|(place, _)| place)
     }
 
-    /// What is to be shed next: the least that is lost first, of the probe that takes most.
-    fn next(&self, budget: f64, loads: &[Load]) -> Option<(usize, Step)> {
+    /// What is to be shed next: the least that is lost first, of the probe that takes most. Where one alone takes as much
+    /// as is too much, those that take less are left alone, for without them it would still be too much.
+    fn next(&self, budget: f64, excess: f64, loads: &[Load]) -> Option<(usize, Step)> {
         let mut dearest: Vec<_> = loads.iter().enumerate().collect();
         dearest.sort_by(|(_, one), (_, other)| other.ratio.total_cmp(&one.ratio));
-        dearest.retain(|(_, load)| load.ratio >= LEAST * budget);
+        dearest.retain(|(probe, load)| {
+            load.ratio >= LEAST * budget
+                && load.steps.iter().any(|step| self.is_left(*probe, *step))
+        });
+        if dearest.iter().any(|(_, load)| load.ratio >= excess) {
+            dearest.retain(|(_, load)| load.ratio >= excess);
+        }
         Step::ALL.into_iter().find_map(|step| {
             let mut dearest = dearest.iter();
-            let (probe, _) = dearest.find(|(probe, load)| {
-                let is_left = self.step(*probe).is_none_or(|last| last < step);
-                is_left && load.steps.contains(&step)
-            })?;
+            let (probe, _) = dearest
+                .find(|(probe, load)| self.is_left(*probe, step) && load.steps.contains(&step))?;
             Some((*probe, step))
         })
+    }
+
+    /// Whether a probe still has this to shed.
+    fn is_left(&self, probe: usize, step: Step) -> bool {
+        self.step(probe).is_none_or(|last| last < step)
     }
 
     /// Notes that this is shed, whatever samples say.
@@ -167,7 +183,9 @@ impl Guard {
         if self.trial.take().is_some() {
             self.wait = (2 * self.wait).min(CALM_MAX);
         }
-        self.shed.push((probe, step));
+        if !self.is_shed(probe, step) {
+            self.shed.push((probe, step));
+        }
     }
 
     /// Time went by that nobody has seen: what was before says nothing of now.
@@ -270,6 +288,57 @@ mod tests {
             let decision = guard.sample(BUDGET, 0.02, &loads(0.0, 0.0, 0.0009));
             assert_eq!(decision, Decision::Exhausted);
         }
+    }
+
+    /// A probe that takes little stays whole beside one that takes all.
+    #[test]
+    fn those_that_would_not_help_are_left_alone() {
+        let mut guard = Guard::new();
+        assert_eq!(
+            decisions(&mut guard, 4, &loads(0.0015, 0.0, 0.05)),
+            [(4, Decision::Shed(GPU, Step::Off))]
+        );
+        let mut guard = Guard::new();
+        assert_eq!(
+            decisions(&mut guard, 12, &loads(0.02, 0.0015, 0.0)),
+            [
+                (4, Decision::Shed(TCP, Step::Exemplars)),
+                (8, Decision::Shed(TCP, Step::Sampling)),
+                (12, Decision::Shed(TCP, Step::Off)),
+            ]
+        );
+        // None is enough alone: all have their part.
+        let mut guard = Guard::new();
+        assert_eq!(
+            decisions(&mut guard, 8, &loads(0.011, 0.011, 0.0)),
+            [
+                (4, Decision::Shed(TCP, Step::Exemplars)),
+                (8, Decision::Shed(DISK, Step::Exemplars)),
+            ]
+        );
+    }
+
+    /// One that is off, and would take too much again, keeps no other from coming back.
+    #[test]
+    fn what_is_known_to_fit_comes_back_before_what_is_not() {
+        let mut guard = Guard::new();
+        guard.force(TCP, Step::Exemplars);
+        guard.force(TCP, Step::Sampling);
+        guard.force(GPU, Step::Off);
+        let mut calm = loads(0.0001, 0.0, 0.0);
+        calm[TCP].attached = 0.125;
+        assert_eq!(
+            decisions(&mut guard, 5, &calm),
+            [(5, Decision::Restore(TCP, Step::Sampling))]
+        );
+        let calm = loads(0.0008, 0.0, 0.0);
+        assert_eq!(
+            decisions(&mut guard, 10, &calm),
+            [
+                (5, Decision::Restore(TCP, Step::Exemplars)),
+                (10, Decision::Restore(GPU, Step::Off)),
+            ]
+        );
     }
 
     #[test]

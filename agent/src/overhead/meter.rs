@@ -13,10 +13,10 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{collect::Collector, config::Config};
 
-/// Events of a probe that tell what one takes.
+/// Events of a probe that tell what one takes for now.
 const FEW: u64 = 100;
 
-/// The same at the start, where there is time to wait for them.
+/// The same for good: of few, which come one by one, each finds cold caches and a series that is in no slot yet.
 const ENOUGH: u64 = 1000;
 
 /// How it is known what a probe's programs take.
@@ -188,16 +188,16 @@ impl Meter {
         // The counts first, that none are missing.
         let now = counts(collector);
         drop(stats);
-        let basis = if self.is_moment {
-            Basis::Measured
+        let (basis, least) = if self.is_moment {
+            (Basis::Measured, FEW)
         } else {
-            Basis::Calibrated
+            (Basis::Calibrated, ENOUGH)
         };
         let probes = collector.probes().iter().zip(&mut self.prices);
         for ((probe, price), (now, before)) in probes.zip(now.into_iter().zip(before)) {
             let gained = now.since(before);
             let entry_ns = probe.installed.probe.cost.entry_ns;
-            if let Some(ns) = price_ns(gained, entry_ns) {
+            if let Some(ns) = price_ns(gained, entry_ns, least) {
                 *price = Price { ns, basis };
                 let name = probe.installed.probe.name;
                 tracing::debug!(probe = name, "an event takes {ns:.0} ns");
@@ -212,7 +212,8 @@ impl Meter {
         self.calibrate(collector);
         let always_on = self.reads_always_on();
         // Both ends have to be.
-        let is_measured = always_on && std::mem::replace(&mut self.is_always_on, always_on);
+        let was_on = std::mem::replace(&mut self.is_always_on, always_on);
+        let is_measured = always_on && was_on;
         let cpu = cpu_time();
         let agent = cpu.saturating_sub(std::mem::replace(&mut self.cpu, cpu));
         let took = now.saturating_duration_since(std::mem::replace(&mut self.at, now));
@@ -231,7 +232,7 @@ impl Meter {
                 return gained.events as f64 * price.ns / all_ns;
             }
             // What an event takes is of use when they are not on any more.
-            let ns = price_ns(gained, entry_ns).unwrap_or(price.ns);
+            let ns = price_ns(gained, entry_ns, FEW).unwrap_or(price.ns);
             let basis = Basis::Measured;
             *price = Price { ns, basis };
             gained.took_ns(entry_ns) / all_ns
@@ -256,8 +257,8 @@ impl Meter {
 
 /// What an event took, where there were enough of them to tell.
 #[allow(clippy::cast_precision_loss)] // an average
-fn price_ns(gained: Count, entry_ns: u32) -> Option<f64> {
-    let is_known = gained.events >= FEW && gained.runs > 0;
+fn price_ns(gained: Count, entry_ns: u32, least: u64) -> Option<f64> {
+    let is_known = gained.events >= least && gained.runs > 0;
     is_known.then(|| gained.took_ns(entry_ns) / gained.events as f64)
 }
 
@@ -330,10 +331,11 @@ mod tests {
             runs,
             run_ns,
         };
-        assert_eq!(price_ns(count(99, 500, 50_000), 0), None);
-        assert_eq!(price_ns(count(200, 0, 0), 0), None);
-        assert_eq!(price_ns(count(200, 1000, 90_000), 0), Some(450.0));
-        assert_eq!(price_ns(count(200, 400, 20_000), 700), Some(1500.0));
+        assert_eq!(price_ns(count(99, 500, 50_000), 0, FEW), None);
+        assert_eq!(price_ns(count(200, 0, 0), 0, FEW), None);
+        assert_eq!(price_ns(count(999, 5000, 500_000), 0, ENOUGH), None);
+        assert_eq!(price_ns(count(200, 1000, 90_000), 0, FEW), Some(450.0));
+        assert_eq!(price_ns(count(200, 400, 20_000), 700, FEW), Some(1500.0));
     }
 
     #[test]

@@ -9,11 +9,10 @@ use crate::host::{
 };
 use crate::load;
 use crate::reload::{Site, links};
-use crate::series;
 use sentry_bench::sandbox::{Cgroup, LoopDevice};
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const IO: &str = "sentry_disk_io_duration_seconds_count";
 const AT_DEVICE: &str = "sentry_disk_device_duration_seconds_count";
@@ -41,7 +40,7 @@ fn said(agent: &Agent, cgroup: &Cgroup, device: &LoopDevice) -> Vec<String> {
     said_in(&agent.scrape(), cgroup, device)
 }
 
-fn said_in(scrape: &Exposition, cgroup: &Cgroup, device: &LoopDevice) -> Vec<String> {
+pub(crate) fn said_in(scrape: &Exposition, cgroup: &Cgroup, device: &LoopDevice) -> Vec<String> {
     let mut said = scrape.of_cgroup(&label(cgroup));
     said.retain(|line| line.contains(&format!("device={},", name(device))));
     said
@@ -129,42 +128,6 @@ fn sixty_four_mebibytes_are_all_there() {
             (said(&agent, &cgroup, &device), expected)
         });
     }
-    agent.stop();
-}
-
-/// What a cell counts beside its buckets is another thing for connects than for I/O.
-#[test]
-fn bytes_and_times_are_right_in_cells_that_connects_had() {
-    turn!("bytes_and_times_are_right_in_cells_that_connects_had");
-    let _io = IoController::on();
-    let agent = Agent::start("--probes tcp,disk --series.retention 1s");
-    let server = socket_cgroup("server");
-    let (_listener, to) = series::listener(&agent, &server);
-    series::fill(&agent, series::CONNECTED, &to);
-    let device = LoopDevice::new(MIB).unwrap();
-    undisturbed(&device, || {
-        let cgroup = disk_cgroup("disk");
-        let file = device.path().display();
-        let args = format!("read --file {file} --direct --count 100");
-        let begun = Instant::now();
-        load::run(&args, &[&cgroup]);
-        let took = begun.elapsed().as_secs_f64();
-        let scrape = agent.scrape();
-        let label = label(&cgroup);
-        let labels = [("cgroup", label.as_str()), ("operation", "read")];
-        let [io, at_device] = ["io", "device"].map(|which| {
-            scrape.value(
-                &format!("sentry_disk_{which}_duration_seconds_sum"),
-                &labels,
-            )
-        });
-        assert!(
-            0.0 < at_device && at_device <= io && io < took,
-            "{at_device} s of {io} s of {took} s"
-        );
-        let expected = moved(&device, "read", 100, 409_600);
-        (said_in(&scrape, &cgroup, &device), expected)
-    });
     agent.stop();
 }
 

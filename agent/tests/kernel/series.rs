@@ -2,11 +2,15 @@
 //! two CPUs that meet.
 
 use crate::agent::Agent;
+use crate::bystander::undisturbed;
+use crate::disk;
 use crate::exposition::{Exposition, as_count};
-use crate::host::{label, label_of, roots, socket_cgroup, turn, wait_for};
+use crate::host::{
+    IoController, disk_cgroup, label, label_of, roots, socket_cgroup, turn, wait_for,
+};
 use crate::load::{self, Server, assert_all};
 use rustix::process::Signal;
-use sentry_bench::sandbox::Cgroup;
+use sentry_bench::sandbox::{Cgroup, LoopDevice};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -231,6 +235,42 @@ fn the_ceiling_holds_and_cells_of_the_gone_are_given_out_again() {
     }
     assert!(resident[4] - resident[1] < 1e6, "{resident:?} bytes");
     assert_eq!(fill(&agent, CONNECTED, &to).0, DEFAULT_ROOM);
+    agent.stop();
+}
+
+/// What a cell counts beside its buckets is another thing for connects than for I/O.
+#[test]
+fn bytes_and_times_are_right_in_cells_that_connects_had() {
+    turn!("bytes_and_times_are_right_in_cells_that_connects_had");
+    let _io = IoController::on();
+    let agent = Agent::start("--probes tcp,disk --series.retention 1s");
+    let server = socket_cgroup("server");
+    let (_listener, to) = listener(&agent, &server);
+    fill(&agent, CONNECTED, &to);
+    let device = LoopDevice::new(disk::MIB).unwrap();
+    undisturbed(&device, || {
+        let cgroup = disk_cgroup("disk");
+        let file = device.path().display();
+        let args = format!("read --file {file} --direct --count 100");
+        let begun = Instant::now();
+        load::run(&args, &[&cgroup]);
+        let took = begun.elapsed().as_secs_f64();
+        let scrape = agent.scrape();
+        let label = label(&cgroup);
+        let labels = [("cgroup", label.as_str()), ("operation", "read")];
+        let [io, at_device] = ["io", "device"].map(|which| {
+            scrape.value(
+                &format!("sentry_disk_{which}_duration_seconds_sum"),
+                &labels,
+            )
+        });
+        assert!(
+            0.0 < at_device && at_device <= io && io < took,
+            "{at_device} s of {io} s of {took} s"
+        );
+        let expected = disk::moved(&device, "read", 100, 409_600);
+        (disk::said_in(&scrape, &cgroup, &device), expected)
+    });
     agent.stop();
 }
 

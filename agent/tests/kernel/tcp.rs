@@ -128,8 +128,9 @@ fn both_ends_of_500_connects_belong_to_their_own_cgroups() {
 #[test]
 fn threads_on_all_cpus_lose_nothing() {
     turn!("threads_on_all_cpus_lose_nothing");
-    let (agent, client) = agent_and_cgroup();
+    // Made before the agent, which so knows their names whatever the load keeps it from.
     let server = socket_cgroup("server");
+    let (agent, client) = agent_and_cgroup();
     let listener = Server::listen("", &[&server]);
     let args = format!(
         "connect --to 127.0.0.1:{} --count 400 --threads 6 --pin-cpus --rst",

@@ -90,7 +90,7 @@ fn table(title: &str, about: String, upkeep: &Upkeep) -> Table {
     table
 }
 
-/// The agent by default, while the host does what it does anyway.
+/// The agent with default settings but no budget, while the host does what it does anyway.
 pub(crate) fn idle(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
     let (process, address, _) = agent(bin, &[])?;
     let upkeep = watch(&process, address, args.seconds)?;
@@ -100,7 +100,7 @@ pub(crate) fn idle(bin: &Path, args: &Args, results: &mut Results) -> Result<()>
     results.add(table)
 }
 
-/// The agent by default, under as many events as this machine makes beside it.
+/// The same, under as many events as this machine makes beside it.
 pub(crate) fn busy(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
     let (process, address, _) = agent(bin, &[])?;
     ensure!(

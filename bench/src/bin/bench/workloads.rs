@@ -85,7 +85,7 @@ impl Contender {
         match self {
             Self::Off => "nothing, again",
             Self::Empty => "empty programs on `inet_sock_set_state` and `block_rq_complete`",
-            Self::Sentry | Self::GpuSentry => "Sentry as it is by default",
+            Self::Sentry | Self::GpuSentry => "Sentry, default settings without a budget",
             Self::Tcplife => "tcplife of libbpf-tools",
             Self::TcpLine => "bpftrace, states counted",
             Self::Biolatency => "biolatency of libbpf-tools",
