@@ -137,6 +137,7 @@ fn test() -> anyhow::Result<()> {
     kubernetes::check()?;
     sbom::write()?;
     let image = image::unpacked(&static_programs()?.join("sentry"))?;
+    mount_tracefs()?;
     let mut tests = cargo_as_root()?;
     tests.env("SENTRY_IMAGE_ROOT", image);
     if let Some(folder) = prometheus {
@@ -150,6 +151,21 @@ fn test() -> anyhow::Result<()> {
     // One of them compares docs/metrics.md with the code.
     step("tests", tests.args(["test", "--workspace"]))?;
     image::forget()
+}
+
+/// systemd mounts it; other inits may not. The tests of the hook `tracepoint` take it, and by it others know that a
+/// completion came on top of a process on which the kernel runs no eBPF program.
+fn mount_tracefs() -> anyhow::Result<()> {
+    let mounts = fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
+    if mounts
+        .lines()
+        .any(|line| line.contains(" /sys/kernel/tracing tracefs "))
+    {
+        return Ok(());
+    }
+    let mut mount = as_root("mount")?;
+    let mount = mount.args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"]);
+    step("tracefs, which nobody has mounted", mount)
 }
 
 fn lint(deny: &[&str]) -> anyhow::Result<()> {
