@@ -3,10 +3,10 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -18,6 +18,7 @@ use sentry_bench::sandbox::LoopDevice;
 use super::{
     Process, get,
     kubernetes::{Node, cpu_ticks},
+    listener,
     results::{Cell, Results, Table},
     status_bytes, sum,
 };
@@ -108,7 +109,7 @@ fn fleet(bin: &Path, kind: &Kind) -> Result<Vec<(&'static str, String)>> {
     let file = device.path().display().to_string();
     let mut listeners = Vec::new();
     for (sockets, disk) in node.socket_cgroups().iter().zip(&disk_cgroups) {
-        let (listener, to) = listener_in(bin, sockets)?;
+        let (listener, to) = listener(bin, Some(sockets))?;
         run(bin, &["connect", "--to", &to, "--count", "20"], sockets)?;
         for operation in ["read", "write"] {
             let args = [operation, "--direct", "--count", "20", "--file", &file];
@@ -235,21 +236,6 @@ fn rows_of(before: &[Now], after: &[Now], seconds: f64) -> Vec<(&'static str, St
         ),
         ("receiver, CPU, µs a sample", microseconds(receiver_cpu)),
     ]
-}
-
-/// Listens from a cgroup.
-fn listener_in(bin: &Path, cgroup: &Path) -> Result<(Process, String)> {
-    let mut listener = Command::new(bin.join("load"))
-        .args(["listen", "--cgroup"])
-        .arg(cgroup)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    let stdout = listener.stdout.take().context("no standard output")?;
-    BufReader::new(stdout).read_line(&mut line)?;
-    let port = serde_json::from_str::<serde_json::Value>(&line)?["port"].clone();
-    Ok((Process(listener), format!("127.0.0.1:{port}")))
 }
 
 /// Runs `load` in a cgroup.

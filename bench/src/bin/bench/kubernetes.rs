@@ -249,7 +249,7 @@ pub(crate) fn node(bin: &Path, results: &mut Results) -> Result<()> {
     let from_start = status_bytes(&process, "VmHWM:")?;
     let idle = status_bytes(&process, "VmRSS:")?;
 
-    let (_listener, to) = listener(bin)?;
+    let (_listener, to) = listener(bin, None)?;
     node.tour(bin, &to)?;
 
     // From here on its peak is that of scrapes.

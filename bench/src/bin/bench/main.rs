@@ -616,7 +616,7 @@ struct Connects {
 
 impl Connects {
     fn new(bin: &Path, args: &Args) -> Result<Self> {
-        let (listener, to) = listener(bin)?;
+        let (listener, to) = listener(bin, None)?;
         Ok(Self {
             to,
             count: args.connects,
@@ -704,10 +704,14 @@ fn met(yes: bool) -> &'static str {
     if yes { "met" } else { "missed" }
 }
 
-/// A listener, and its address.
-fn listener(bin: &Path) -> Result<(Process, String)> {
-    let mut listener = Command::new(bin.join("load"))
-        .arg("listen")
+/// A listener, in a cgroup if need be, and its address.
+fn listener(bin: &Path, cgroup: Option<&Path>) -> Result<(Process, String)> {
+    let mut command = Command::new(bin.join("load"));
+    command.arg("listen");
+    if let Some(cgroup) = cgroup {
+        command.arg("--cgroup").arg(cgroup);
+    }
+    let mut listener = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;

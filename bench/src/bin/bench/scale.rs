@@ -64,7 +64,7 @@ fn on_node(bin: &Path, containers: u32, results: &mut Results) -> Result<()> {
     let (native, native_at, _, _) = node.agent(bin, &["--metrics.classic-histograms=false"])?;
     let idle = status_bytes(&both, "VmRSS:")?;
 
-    let (_listener, to) = listener(bin)?;
+    let (_listener, to) = listener(bin, None)?;
     node.tour(bin, &to)?;
     for chunk in disk_cgroups.chunks(CHUNK) {
         read(bin, &device, chunk, 1)?;

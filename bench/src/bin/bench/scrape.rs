@@ -53,7 +53,7 @@ fn on_node(bin: &Path, pods: u32, results: &mut Results) -> Result<()> {
     let node = Node::new(pods)?;
     let (both, both_at, _, _) = node.agent(bin, &[])?;
     let (native, native_at, _, _) = node.agent(bin, &["--metrics.classic-histograms=false"])?;
-    let (_listener, to) = listener(bin)?;
+    let (_listener, to) = listener(bin, None)?;
     for _ in 0..CONNECTS {
         node.tour(bin, &to)?;
     }
