@@ -196,7 +196,7 @@ fn lost(scrape: &Exposition, probe: &str) -> u64 {
 }
 
 /// Attempts that may each be spoilt.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 10;
 
 /// Holds all rungs to a load, and to another where they missed something and the kernel says that it hid an event: it
 /// counted one as lost, or a bystander was interrupted. Nothing else is ever forgiven.
