@@ -197,19 +197,23 @@ static __always_inline void series_key_cgroup(struct series_key *key, struct cgr
 	key->hierarchy = KERNEL_READ(direct, root, hierarchy_id);
 }
 
-/* The series of a key and a cgroup, made at its first event; false where there is no room for
- * it. `cells`: how many histograms it has. */
-static __always_inline bool series_of(struct series_key *key, struct cgroup_subsys_state *css,
-				      __u32 cells, struct series_cells *found, bool direct)
-{
-	const __u64 *words = (const __u64 *)key;
-	__u64 serial = KERNEL_READ(direct, css, serial_nr);
-	__u64 hash;
-	__u32 first;
+/* The second word of a key without hierarchy, put together in a register: written to memory part by
+ * part, it would be waited for when it is read as a whole. */
+#define SERIES_KEY_WORD(device, kind, detail)                                                      \
+	((__u64)(device) | (__u64)(kind) << 48 | (__u64)(detail) << 56)
 
-	key->cgroup_id = serial;
-	hash = series_hash(words[0], words[1]);
-	first = series_first_slot(hash);
+/* The series of a cgroup and a SERIES_KEY_WORD, made at its first event; false where there is no
+ * room for it. `cells`: how many histograms it has. */
+static __always_inline bool series_of(__u64 word, struct cgroup_subsys_state *css, __u32 cells,
+				      struct series_cells *found, bool direct)
+{
+	__u64 serial = KERNEL_READ(direct, css, serial_nr);
+	__u64 hash = series_hash(serial, word);
+	__u32 first = series_first_slot(hash);
+	union {
+		struct series_key key;
+		__u64 words[2];
+	} key;
 
 	/* Not unrolled: mostly the first slot is it, and cold code costs too. */
 #pragma clang loop unroll(disable)
@@ -217,14 +221,15 @@ static __always_inline bool series_of(struct series_key *key, struct cgroup_subs
 		__u32 number = (first + i) & series_slots_mask;
 		volatile __u64 *slot = bpf_map_lookup_elem(&series_slots, &number);
 
-		if (slot && slot[0] == words[0] && slot[1] == words[1]) {
+		if (slot && slot[0] == serial && slot[1] == word) {
 			*(__u64 *)found = slot[2];
 			if (found->tag == series_tag(hash))
 				return true;
 		}
 	}
-	series_key_cgroup(key, KERNEL_READ(direct, css, cgroup), direct);
-	return series_of_index(key, cells, serial, found);
+	key.words[1] = word;
+	series_key_cgroup(&key.key, KERNEL_READ(direct, css, cgroup), direct);
+	return series_of_index(&key.key, cells, serial, found);
 }
 
 /* Adds to a series that only counts; the cell `other` and the counter `overflow`

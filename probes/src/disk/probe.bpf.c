@@ -229,12 +229,12 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 	__u64 issued = KERNEL_READ(direct, rq, io_start_time_ns);
 	__u64 hooked, now;
 	__u32 left = KERNEL_READ(direct, rq, __data_len);
-	__u32 operation, io_cell, device_cell, bucket;
-	struct series_key key = {};
+	__u32 device, operation, io_cell, device_cell, bucket;
 	struct bio *bio = KERNEL_READ(direct, rq, bio);
 	struct blkcg_gq *group;
 	struct blkcg *blkcg;
 	struct series_cells cells;
+	struct histogram *io;
 
 	/* Passthrough commands are the driver's own. The flush beneath an fsync has
 	 * no bio and no owner; what asked for it comes as a write of 0 bytes. */
@@ -253,10 +253,12 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 
 	group = KERNEL_READ(direct, bio, bi_blkg);
 	blkcg = KERNEL_READ(direct, group, blkcg);
-	key.device = disk_device(rq, direct);
+	device = disk_device(rq, direct);
 	/* Taken away in any case: the hook sees requests that need no time of it, too. */
 	hooked = error || bytes >= left ? disk_take_issued(rq) : 0;
 	if (error) {
+		struct series_key key = { .device = device };
+
 		series_key_cgroup(&key, KERNEL_READ(direct, blkcg, css.cgroup), direct);
 		disk_error(&key, operation, error);
 		if (event_streams) {
@@ -270,14 +272,15 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 		return 0;
 	}
 
-	key.kind = DISK_KIND_IO;
-	key.detail = operation;
 	disk_cells(&cells,
-		   series_of(&key, &blkcg->css, operation == DISK_OPERATION_FLUSH ? 1 : 2, &cells,
-			     direct),
+		   series_of(SERIES_KEY_WORD(device, DISK_KIND_IO, operation), &blkcg->css,
+			     operation == DISK_OPERATION_FLUSH ? 1 : 2, &cells, direct),
 		   operation, &io_cell, &device_cell);
+	io = bpf_map_lookup_elem(&histograms, &io_cell);
+	if (!io)
+		return 0;
 	if (bytes)
-		histogram_sum(io_cell, bytes);
+		__sync_fetch_and_add(&io->sum, bytes);
 
 	/* A request can complete in parts: all bytes count, the last part is timed. */
 	if (bytes < left)
@@ -300,10 +303,11 @@ static __always_inline int disk_completed(unsigned long long *ctx, bool direct)
 	}
 	now = bpf_ktime_get_ns();
 	bucket = histogram_bucket_of(now - created);
+	if (bucket < HISTOGRAM_BUCKETS)
+		__sync_fetch_and_add(&io->buckets[bucket], 1);
 	if (operation == DISK_OPERATION_FLUSH) {
-		histogram_add_to(io_cell, bucket, now - created);
+		__sync_fetch_and_add(&io->sum, now - created);
 	} else {
-		histogram_count(io_cell, bucket);
 		if (!issued) {
 			counter_add(disk_counters + DISK_COUNTER_UNTIMED, 1);
 			issued = now;

@@ -496,7 +496,6 @@ static __always_inline void tcp_add(const struct series_cells *cells, bool found
 static __always_inline void tcp_handshake(const struct tcp_event *event, enum tcp_means means,
 					  enum tcp_role role, __u64 ns)
 {
-	struct series_key key = { .kind = TCP_KIND_HANDSHAKE, .detail = role };
 	struct sock *sk = event->sk;
 	struct series_cells cells;
 	struct cgroup *cgroup;
@@ -504,8 +503,11 @@ static __always_inline void tcp_handshake(const struct tcp_event *event, enum tc
 
 	if (!TCP_OF_TASK(means) && bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
 		cgroup = KERNEL_READ(means & TCP_DIRECT, sk, sk_cgrp_data.cgroup);
-		found = series_of(&key, &cgroup->self, 1, &cells, means & TCP_DIRECT);
+		found = series_of(SERIES_KEY_WORD(0, TCP_KIND_HANDSHAKE, role), &cgroup->self, 1,
+				  &cells, means & TCP_DIRECT);
 	} else {
+		struct series_key key = { .kind = TCP_KIND_HANDSHAKE, .detail = role };
+
 		tcp_key_cgroup(&key, event, means);
 		found = series_of_index(&key, 1, 0, &cells);
 	}
