@@ -13,7 +13,9 @@ mod pypi;
 mod sbom;
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -237,15 +239,17 @@ fn docs(write: bool) -> anyhow::Result<()> {
 }
 
 fn bench(flags: &[&str]) -> anyhow::Result<()> {
-    // It measures the agent as users build it, under its own load generator.
+    // It measures the agent as it is released, under its own load generator.
+    page::charts();
+    let mut build = static_cargo("build", "release")?;
     step(
         "agent and load generator",
-        cargo().args(words(
-            "build --release --package sentry --package sentry-bench",
-        )),
+        build.args(words("--package sentry --package sentry-bench")),
     )?;
-    let mut run = cargo_as_root()?;
-    run.args(words("run --release --package sentry-bench --bin bench --"));
+    let mut run = as_root(static_folder("release")?.join("bench"))?;
+    if !flags.iter().any(|flag| flag.starts_with("--out")) {
+        run.arg("--out").arg(target_folder().join("bench"));
+    }
     step("bench", run.args(flags))
 }
 
@@ -506,7 +510,7 @@ fn cargo_as_root() -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-fn as_root(program: &str) -> anyhow::Result<Command> {
+fn as_root(program: impl AsRef<OsStr>) -> anyhow::Result<Command> {
     if is_root()? {
         return Ok(Command::new(program));
     }

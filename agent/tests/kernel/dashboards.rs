@@ -303,6 +303,7 @@ fn assert_alerted(prometheus: &Prometheus) {
         "SentrySeriesOverflow",
         "SentryScrapesRefused",
         "SentryConfigReloadFailed",
+        "SentryOverBudget",
     ] {
         assert!(!active.contains(quiet), "{answer}");
     }
@@ -426,7 +427,9 @@ fn every_expression_says_something() {
         ("node", [""; 5]),
     ]
     .map(|(by, labels)| {
-        let flags = format!("--probes tcp,disk,gpu --bpf.stats --aggregate-by {by}");
+        let flags = format!(
+            "--probes tcp,disk,gpu --bpf.stats --aggregate-by {by} --overhead.budget 50% --overhead.interval 2s"
+        );
         let agent = node.agent(&flags);
         Watched { agent, labels }
     });

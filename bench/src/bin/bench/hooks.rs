@@ -9,8 +9,8 @@ use aya::{
 };
 
 use crate::{
-    Args, Connects, Programs, Reads, Runs, agent, collect, empty_programs, is_disk, is_tcp,
-    program_ids, programs_since,
+    Args, CGROUPS, Connects, Programs, Reads, Runs, agent, collect, empty_programs, is_disk,
+    is_tcp, program_ids, programs_since,
     results::{Cell, Results, Table, measured},
 };
 
@@ -105,7 +105,7 @@ fn attach(empty: &mut Ebpf, name: &str, at: At) -> Result<()> {
 
 /// Each rung alone, beside its empty programs alone, in turn.
 pub(crate) fn ladder(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
-    let (reads, connects) = (Reads::new(args)?, Connects::new(bin, args)?);
+    let (reads, connects) = (Reads::new(CGROUPS, args.reads)?, Connects::new(bin, args)?);
     let mut table = Table::new(
         "Each hook of the ladders",
         format!(

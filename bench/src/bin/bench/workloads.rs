@@ -24,6 +24,7 @@ use crate::{
     Args, PATIENCE, Process, agent, attach_empty, collect, get,
     gpu::{Launches, UP},
     results::{Cell, Measured, Results, Table, measured},
+    rezolus::rezolus,
     sum,
 };
 
@@ -62,6 +63,7 @@ enum Contender {
     Biolatency,
     Biosnoop,
     DiskLine,
+    Rezolus,
     GpuEmpty,
     GpuSentry,
     GpuLine,
@@ -77,6 +79,7 @@ impl Contender {
                 | Self::Biolatency
                 | Self::Biosnoop
                 | Self::DiskLine
+                | Self::Rezolus
                 | Self::GpuLine
         )
     }
@@ -91,26 +94,29 @@ impl Contender {
             Self::Biolatency => "biolatency of libbpf-tools",
             Self::Biosnoop => "biosnoop of libbpf-tools",
             Self::DiskLine => "bpftrace, a histogram from issue to completion",
+            Self::Rezolus => "Rezolus, all samplers",
             Self::GpuEmpty => "empty programs on the functions of the runtime",
             Self::GpuLine => "bpftrace, launches counted",
         }
     }
 }
 
-const TCP: [Contender; 5] = [
+const TCP: [Contender; 6] = [
     Contender::Off,
     Contender::Empty,
     Contender::Sentry,
     Contender::Tcplife,
     Contender::TcpLine,
+    Contender::Rezolus,
 ];
-const DISK: [Contender; 6] = [
+const DISK: [Contender; 7] = [
     Contender::Off,
     Contender::Empty,
     Contender::Sentry,
     Contender::Biolatency,
     Contender::Biosnoop,
     Contender::DiskLine,
+    Contender::Rezolus,
 ];
 const GPU: [Contender; 4] = [
     Contender::Off,
@@ -363,6 +369,7 @@ fn attach(contender: Contender, bin: &Path) -> Result<Box<dyn Any>> {
         Contender::Biolatency => Box::new(peer(&["biolatency", "3600"])?),
         Contender::Biosnoop => Box::new(peer(&["biosnoop"])?),
         Contender::DiskLine => Box::new(peer(&["bpftrace", "-e", DISK_LINE])?),
+        Contender::Rezolus => Box::new(rezolus(bin)?),
         Contender::GpuEmpty => Box::new(Launches::empty(bin)?),
         Contender::GpuLine => {
             let library = Launches::library(bin)?;
@@ -384,7 +391,7 @@ pub(crate) fn mortal(program: impl AsRef<OsStr>) -> Command {
 }
 
 /// Another tool. It is killed, for some are asked in vain to end; the kernel takes away what they have attached.
-pub(crate) struct Peer(Process);
+pub(crate) struct Peer(pub(crate) Process);
 
 impl Drop for Peer {
     fn drop(&mut self) {
