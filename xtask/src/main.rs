@@ -14,7 +14,7 @@ mod sbom;
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::OsString,
     fs,
     os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
@@ -239,14 +239,24 @@ fn docs(write: bool) -> anyhow::Result<()> {
 }
 
 fn bench(flags: &[&str]) -> anyhow::Result<()> {
-    // It measures the agent as it is released, under its own load generator.
-    page::charts();
     let mut build = static_cargo("build", "release")?;
     step(
-        "agent and load generator",
-        build.args(words("--package sentry --package sentry-bench")),
+        "load generator",
+        build.args(words("--package sentry-bench")),
     )?;
-    let mut run = as_root(static_folder("release")?.join("bench"))?;
+    // After it, so that the agent beside it is the one that is released, with no more features than its own.
+    release()?;
+    let mut run = as_root("env")?;
+    // sudo has a path and a home of its own.
+    for name in ["PATH", "HOME", "XDG_CACHE_HOME", "SENTRY_CUDA_CACHE"] {
+        if let Some(value) = env::var_os(name) {
+            let mut set = OsString::from(name);
+            set.push("=");
+            set.push(value);
+            run.arg(set);
+        }
+    }
+    run.arg(static_folder("release")?.join("bench"));
     if !flags.iter().any(|flag| flag.starts_with("--out")) {
         run.arg("--out").arg(target_folder().join("bench"));
     }
@@ -510,7 +520,7 @@ fn cargo_as_root() -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-fn as_root(program: impl AsRef<OsStr>) -> anyhow::Result<Command> {
+fn as_root(program: &str) -> anyhow::Result<Command> {
     if is_root()? {
         return Ok(Command::new(program));
     }

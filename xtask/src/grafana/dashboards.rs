@@ -732,6 +732,32 @@ fn agent_cost() -> Vec<Panel> {
                     &format!("process_max_fds{{{I}}} and on (job, instance) sentry_build_info"),
                     "most {{instance}}",
                 ),
+                Panel::lines(
+                    "Share of all CPUs",
+                    "What the programs of each probe take in the kernel, and the agent itself, beside their budget: docs/overhead.md.",
+                    "percentunit",
+                )
+                .with(
+                    &format!("sum by (instance, probe, basis) (sentry_overhead_ratio{{{I}}})"),
+                    "{{probe}} ({{basis}}) {{instance}}",
+                )
+                .with(
+                    &format!("sentry_overhead_budget_ratio{{{I}}}"),
+                    "budget {{instance}}",
+                ),
+                Panel::lines(
+                    "Shed",
+                    "What is shed of a probe to stay within the budget, and the part of the time for which it is attached.",
+                    "short",
+                )
+                .with(
+                    &format!("sentry_overhead_shed{{{I}}}"),
+                    "{{step}} of {{probe}} {{instance}}",
+                )
+                .with(
+                    &format!("sentry_probe_sampled_ratio{{{I}}}"),
+                    "{{probe}} attached {{instance}}",
+                ),
     ]
 }
 

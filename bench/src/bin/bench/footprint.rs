@@ -93,7 +93,9 @@ fn part_of(permissions: &str, path: &str) -> &'static str {
         "" => "stacks of threads and other memory without a name",
         _ if path.starts_with('[') => "the first stack, and what the kernel maps",
         _ if path.contains("bpf-map") => "BPF maps that are mapped",
-        _ if path.ends_with("/sentry") && permissions.contains('x') => "code that ran",
+        _ if path.ends_with("/sentry") && permissions.contains('x') => {
+            "code that ran, and what lies around it"
+        }
         _ if path.ends_with("/sentry") => "the program's constants and variables",
         _ => "libraries",
     }
@@ -128,7 +130,7 @@ Rss:                   1 kB
         let found: Vec<(&str, f64)> = parts(smaps).into_iter().collect();
         let expected = [
             ("BPF maps that are mapped", 96.0),
-            ("code that ran", 40.0),
+            ("code that ran, and what lies around it", 40.0),
             ("libraries", 1.0),
             ("stacks of threads and other memory without a name", 20.0),
             ("the first stack, and what the kernel maps", 8.0),

@@ -1,4 +1,4 @@
-//! Sentry beside Rezolus, each with its default settings and by all that it has attached: what its programs take for an
+//! Sentry beside Rezolus, each with its default settings (Sentry without a budget) and by all that it has attached: what its programs take for an
 //! event, its maps, its memory.
 
 use std::{
@@ -11,13 +11,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     Args, CGROUPS, Connects, Process, Programs, Reads, agent, collect, get, is_disk, program_ids,
     programs_since,
     results::{Cell, Results, Table, measured},
-    status_bytes,
     workloads::{Peer, mortal, peer},
 };
 
@@ -94,16 +93,24 @@ impl Observer {
 
     fn scrape(&self) -> Result<()> {
         for _ in 0..20 {
-            get(self.address, "/metrics")?;
+            let answer = get(self.address, "/metrics")?;
+            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
             thread::sleep(Duration::from_millis(50));
         }
         Ok(())
     }
 
-    /// Of its processes.
+    /// Of its processes; of pages that they share, to each its part.
     fn resident(&self) -> Result<f64> {
         self.processes()
-            .map(|process| status_bytes(process, "VmRSS:"))
+            .map(|process| {
+                let path = format!("/proc/{}/smaps_rollup", process.0.id());
+                let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+                let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+                let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+                let kib: f64 = kib.with_context(|| format!("{path}: no Pss"))?.parse()?;
+                Ok(kib * 1024.0)
+            })
             .sum()
     }
 
@@ -114,12 +121,12 @@ impl Observer {
             for entry in fs::read_dir(format!("/proc/{}/fdinfo", process.0.id()))?.flatten() {
                 // It may have been closed meanwhile.
                 let text = fs::read_to_string(entry.path()).unwrap_or_default();
-                let number = |key: &str| {
+                let of = |key: &str| {
                     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-                    line.trim().parse::<u32>().ok()
+                    Some(line.trim().to_owned())
                 };
-                if let (Some(id), Some(bytes)) = (number("map_id:"), number("memlock:")) {
-                    maps.insert(id, f64::from(bytes));
+                if let (Some(id), Some(bytes)) = (of("map_id:"), of("memlock:")) {
+                    maps.insert(id, bytes.parse::<f64>()?);
                 }
             }
         }
@@ -146,7 +153,7 @@ pub(crate) fn beside(bin: &Path, args: &Args, results: &mut Results) -> Result<(
     let mut table = Table::new(
         "Beside Rezolus",
         format!(
-            "Each alone with its default settings: Sentry with all probes, Rezolus with all samplers and its exporter, 64 \
+            "Each alone with its default settings: Sentry with all probes and without a budget, Rezolus with all samplers and its exporter, 64 \
              cgroups that read at once, connections as above, {} rounds: median, least and greatest. All its programs: also \
              those of other events that come meanwhile, such as switches of context and system calls.",
             args.rounds
