@@ -258,9 +258,11 @@ fn changes_are_taken_in_and_mistakes_are_not() {
     );
     assert_eq!(agent.log().matches(&line).count(), 1, "{}", agent.log());
     site.write("", "newest");
+    // A connection that was let in by what was in force before is closed when the change is seen between its handshake
+    // and its request.
     wait_for("the newest password", PATIENCE, || {
-        let (status, _) = site.curl(&agent, "newest", &[]).unwrap();
-        (status == 200).then_some(())
+        let answer = site.curl(&agent, "newest", &[]);
+        answer.is_ok_and(|(status, _)| status == 200).then_some(())
     });
     agent.stop();
 }
