@@ -112,8 +112,7 @@ const scenarios = {
     assert.match(page.url(), /#sort=failures$/);
 
     // A workload alone, now and after a reload; Back shows all again.
-    // What the kernel reads of the disk beneath, for a device that is a file, is the reader's as well.
-    const isOf = (device) => [...document.querySelectorAll('#disk-panels h3')].map((head) => head.textContent).filter((name) => name.startsWith('loop')).join() === device;
+    const isOf = (device) => [...document.querySelectorAll('#disk-panels h3')].map((head) => head.textContent).join() === device;
     const name = page.locator('#filter-name');
     for (let tries = 0; !(await name.textContent()).includes(told.reader); tries += 1) {
       // Another row may have come to its place while the click was under way.

@@ -257,9 +257,7 @@ fn bench(flags: &[&str]) -> anyhow::Result<()> {
         }
     }
     run.arg(static_folder("release")?.join("bench"));
-    if !flags.iter().any(|flag| flag.starts_with("--out")) {
-        run.arg("--out").arg(target_folder().join("bench"));
-    }
+    run.arg("--out").arg(target_folder().join("bench"));
     step("bench", run.args(flags))
 }
 

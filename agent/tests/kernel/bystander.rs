@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Attempts that may each be spoilt by a bystander.
-const ATTEMPTS: usize = 10;
+pub(crate) const ATTEMPTS: usize = 10;
 
 /// Watches an event through a tracing instance of its own. Sees nothing where tracefs is not mounted.
 pub(crate) struct Bystanders(Option<PathBuf>);

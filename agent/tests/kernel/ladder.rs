@@ -4,7 +4,7 @@
 //! Each test prints a line `cell {...}` for each rung, from which the table of supported kernels is made.
 
 use crate::agent::{Agent, sentry, without_settings};
-use crate::bystander::Bystanders;
+use crate::bystander::{ATTEMPTS, Bystanders};
 use crate::disk::assert_issue_hook_steps_in;
 use crate::exposition::{Exposition, Histogram};
 use crate::host::{
@@ -194,9 +194,6 @@ pub(crate) fn named() -> bool {
 fn lost(scrape: &Exposition, probe: &str) -> u64 {
     scrape.count("sentry_events_lost_total", &[("probe", probe)])
 }
-
-/// Attempts that may each be spoilt.
-const ATTEMPTS: usize = 10;
 
 /// Holds all rungs to a load, and to another where they missed something and the kernel says that it hid an event: it
 /// counted one as lost, or a bystander was interrupted. Nothing else is ever forgiven.

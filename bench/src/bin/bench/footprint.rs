@@ -1,13 +1,13 @@
 //! What the agent takes when it is started: memory and where that is, the size of its file, and the time to be ready.
 
-use std::{collections::BTreeMap, fs, path::Path, thread, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result};
 
 use crate::{
     agent, get,
     results::{Results, Table, measured},
-    sum,
+    scrape_often, sum,
 };
 
 pub(crate) fn footprint(bin: &Path, results: &mut Results) -> Result<()> {
@@ -15,11 +15,7 @@ pub(crate) fn footprint(bin: &Path, results: &mut Results) -> Result<()> {
         .map(|_| Ok(agent(bin, &[])?.2.as_secs_f64() * 1e3))
         .collect::<Result<_>>()?;
     let (process, address, _) = agent(bin, &[])?;
-    // Steady: it has been scraped for a while.
-    for _ in 0..20 {
-        get(address, "/metrics")?;
-        thread::sleep(Duration::from_millis(50));
-    }
+    scrape_often(address)?;
     let metrics = get(address, "/metrics")?;
     // The gpu probe's come with the first program that uses CUDA.
     let maps = "sentry_bpf_map_memory_bytes{";

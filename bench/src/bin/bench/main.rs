@@ -86,9 +86,9 @@ struct Args {
     /// Only these parts, separated by commas
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Folder for results.md and results.json [default: bench, beside the folder of the programs]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    /// Folder for results.md and results.json; of several the last
+    #[arg(long, value_name = "DIR", overrides_with = "out")]
+    out: PathBuf,
     /// Write the tables into docs/performance.md, too
     #[arg(long, conflicts_with = "only")]
     write: bool,
@@ -147,12 +147,7 @@ fn main() -> Result<()> {
             bin.join(name).display()
         );
     }
-    let out = match (&args.out, bin.parent()) {
-        (Some(out), _) => out.clone(),
-        (None, Some(target)) => target.join("bench"),
-        (None, None) => bail!("--out: a folder is needed"),
-    };
-    let mut results = Results::new(out)?;
+    let mut results = Results::new(args.out.clone())?;
     println!("# What Sentry costs\n\n{}\n", results.machine());
     for part in Part::value_variants() {
         let wanted = match part {
@@ -585,6 +580,15 @@ impl Reads {
         })
     }
 
+    /// Who reads, in words.
+    fn who(&self) -> String {
+        match (self.cgroups.len(), self.at_once) {
+            (1, _) => "one cgroup".to_owned(),
+            (count, true) => format!("{count} cgroups at once"),
+            (count, false) => format!("{count} cgroups in turn"),
+        }
+    }
+
     /// Reads; how often.
     fn run(&self, bin: &Path) -> Result<u64> {
         let mut command: Vec<String> = vec![
@@ -691,11 +695,6 @@ fn disk_costs(
             })
             .collect())
     })?;
-    let who = match (cgroups, reads.at_once) {
-        (1, _) => "one cgroup".to_owned(),
-        (_, true) => format!("{cgroups} cgroups at once"),
-        (_, false) => format!("{cgroups} cgroups in turn"),
-    };
     let rows = [
         ("empty", "empty program on `block_rq_complete`"),
         ("sentry", "Sentry, by cgroup, device and operation"),
@@ -709,7 +708,8 @@ fn disk_costs(
     let mut table = Table::new(
         title,
         format!(
-            "{ios} reads of 4 KiB a round, `O_DIRECT`, on a loop device, {who}, {} rounds: median, least and greatest.",
+            "{ios} reads of 4 KiB a round, `O_DIRECT`, on a loop device, {}, {} rounds: median, least and greatest.",
+            reads.who(),
             args.rounds
         ),
         &["an I/O", "together", "alone"],
@@ -799,6 +799,16 @@ fn tcp(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
     results.add(table)
 }
 
+/// Scrapes often, so that its memory is what it stays.
+fn scrape_often(address: SocketAddr) -> Result<()> {
+    for _ in 0..20 {
+        let answer = get(address, "/metrics")?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 /// The sum of all values whose line in an exposition starts like this.
 fn sum(metrics: &str, prefix: &str) -> f64 {
     metrics
@@ -810,8 +820,13 @@ fn sum(metrics: &str, prefix: &str) -> f64 {
 
 /// A size in the status of a process.
 fn status_bytes(process: &Process, key: &str) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.0.id()))?;
-    let kib: f64 = status
+    memory_bytes(process, "status", key)
+}
+
+/// A size in such a file of a process.
+fn memory_bytes(process: &Process, file: &str, key: &str) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{}/{file}", process.0.id()))?;
+    let kib: f64 = text
         .lines()
         .find_map(|line| line.strip_prefix(key))
         .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())

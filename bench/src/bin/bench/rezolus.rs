@@ -1,5 +1,5 @@
-//! Sentry beside Rezolus, each with its default settings (Sentry without a budget) and by all that it has attached: what its programs take for an
-//! event, its maps, its memory.
+//! Sentry beside Rezolus, each with its default settings (Sentry without a budget) and by all that it has attached: what
+//! its programs take for an event, its maps, its memory.
 
 use std::{
     collections::BTreeMap,
@@ -7,16 +7,15 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Command, Stdio},
-    thread,
-    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::{
-    Args, CGROUPS, Connects, Process, Programs, Reads, agent, collect, get, is_disk, program_ids,
-    programs_since,
+    Args, CGROUPS, Connects, Process, Programs, Reads, agent, collect, is_disk, memory_bytes,
+    program_ids, programs_since,
     results::{Cell, Results, Table, measured},
+    scrape_often,
     workloads::{Peer, mortal, peer},
 };
 
@@ -91,26 +90,10 @@ impl Observer {
         [agent].into_iter().chain(&self.exporter)
     }
 
-    fn scrape(&self) -> Result<()> {
-        for _ in 0..20 {
-            let answer = get(self.address, "/metrics")?;
-            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
     /// Of its processes; of pages that they share, to each its part.
     fn resident(&self) -> Result<f64> {
         self.processes()
-            .map(|process| {
-                let path = format!("/proc/{}/smaps_rollup", process.0.id());
-                let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-                let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-                let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
-                let kib: f64 = kib.with_context(|| format!("{path}: no Pss"))?.parse()?;
-                Ok(kib * 1024.0)
-            })
+            .map(|process| memory_bytes(process, "smaps_rollup", "Pss:"))
             .sum()
     }
 
@@ -150,12 +133,14 @@ const ROWS: [(&str, &str, usize); 6] = [
 
 /// Both, each alone, in turns. The kernel's BPF statistics are on.
 pub(crate) fn beside(bin: &Path, args: &Args, results: &mut Results) -> Result<()> {
+    let (reads, connects) = (Reads::new(CGROUPS, args.reads)?, Connects::new(bin, args)?);
     let mut table = Table::new(
         "Beside Rezolus",
         format!(
-            "Each alone with its default settings: Sentry with all probes and without a budget, Rezolus with all samplers and its exporter, 64 \
-             cgroups that read at once, connections as above, {} rounds: median, least and greatest. All its programs: also \
-             those of other events that come meanwhile, such as switches of context and system calls.",
+            "Each alone with its default settings: Sentry with all probes and without a budget, Rezolus with all samplers \
+             and its exporter, reads of {}, connections as above, {} rounds: median, least and greatest. All its programs: \
+             also those of other events that come meanwhile, such as switches of context and system calls.",
+            reads.who(),
             args.rounds
         ),
         &["what", "Sentry", "Rezolus"],
@@ -168,7 +153,6 @@ pub(crate) fn beside(bin: &Path, args: &Args, results: &mut Results) -> Result<(
         );
         return results.add(table);
     }
-    let (reads, connects) = (Reads::new(CGROUPS, args.reads)?, Connects::new(bin, args)?);
     let start: [fn(&Path) -> Result<Observer>; 2] = [Observer::sentry, Observer::rezolus];
     let mut samples: [[Vec<f64>; ROWS.len()]; 2] = Default::default();
     for round in 0..args.rounds {
@@ -190,7 +174,7 @@ pub(crate) fn beside(bin: &Path, args: &Args, results: &mut Results) -> Result<(
             let before = observer.programs.runs(all)?;
             let connections = connects.run(bin)?;
             let a_connection = observer.programs.runs(all)?.since(before);
-            observer.scrape()?;
+            scrape_often(observer.address)?;
             #[allow(clippy::cast_precision_loss)] // some programs
             let measured = [
                 disk,
