@@ -201,17 +201,19 @@ fn page_under_load() {
     let [web, refused] = ["page-web", "page-refused"].map(socket_cgroup);
     // The folder of a cgroup may be called anything.
     let hostile = socket_cgroup(HOSTILE);
-    let reader = disk_cgroup("page-reader");
-    let device = LoopDevice::new(1 << 20).unwrap();
+    let readers = ["page-reader", "page-other"].map(disk_cgroup);
+    let devices = [(); 2].map(|()| LoopDevice::new(1 << 20).unwrap());
     let listener = Server::listen("", &[&web]);
     let told = json!({
-        "workloads": [name_of(&web), name_of(&refused), name_of(&hostile), name_of(&reader)],
+        "workloads": [name_of(&web), name_of(&refused), name_of(&hostile), name_of(&readers[0])],
         "refused": name_of(&refused),
-        "reader": name_of(&reader),
-        "device": device.path().file_name().unwrap().to_str().unwrap(),
+        "reader": name_of(&readers[0]),
+        "devices": devices.each_ref().map(|device| device.path().file_name().unwrap().to_str().unwrap()),
     });
     let port = listener.port();
-    let file = device.path().display().to_string();
+    let files = devices
+        .each_ref()
+        .map(|device| device.path().display().to_string());
     let gpu = socket_cgroup("page-gpu");
     let mut on_gpu = in_cgroup(&gpu, shared_program());
     on_gpu.arg("synchronous").stdout(Stdio::null());
@@ -224,8 +226,10 @@ fn page_under_load() {
     });
     // By itself: the disk beneath may be so busy that it takes half a minute.
     let reading = Ongoing::start(move || {
-        let read = format!("read --file {file} --direct --count 40 --span 524288");
-        load::run(&read, &[&reader]);
+        for (file, reader) in files.iter().zip(&readers) {
+            let read = format!("read --file {file} --direct --count 40 --span 524288");
+            load::run(&read, &[reader]);
+        }
         thread::sleep(Duration::from_millis(100));
     });
     let gpu_ongoing = Ongoing::start(move || {
