@@ -228,6 +228,13 @@ impl LoopDevice {
         &self.device
     }
 
+    /// Its name, such as `loop0`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = self.device.file_name().and_then(OsStr::to_str);
+        name.unwrap_or_default()
+    }
+
     /// Its major and minor number.
     ///
     /// # Errors

@@ -175,7 +175,7 @@ impl<'a> Load<'a> {
     fn new(seat: &'a Seat) -> Self {
         let device = LoopDevice::new(1 << 20).unwrap();
         // What lies beyond the end of the file cannot be read.
-        let name = device.path().file_name().unwrap().to_str().unwrap();
+        let name = device.name();
         let backing = format!("/sys/block/{name}/loop/backing_file");
         let backing = fs::read_to_string(backing).unwrap();
         let backing = fs::OpenOptions::new().write(true).open(backing.trim_end());
@@ -446,7 +446,7 @@ fn every_expression_says_something() {
     for _ in 0..ROUNDS {
         load.round();
     }
-    let device = load.device.path().file_name().unwrap().to_str().unwrap();
+    let device = load.device.name();
     for (prometheus, _) in &servers {
         let before = scrapes(prometheus);
         wait_for("later scrapes", PATIENCE, || {

@@ -21,13 +21,9 @@ const ERRORS: &str = "sentry_disk_errors_total";
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-fn name(device: &LoopDevice) -> &str {
-    device.path().file_name().unwrap().to_str().unwrap()
-}
-
 /// All that is to be said of a cgroup that did only this to one device, sorted.
 pub(crate) fn moved(device: &LoopDevice, operation: &str, count: u64, bytes: u64) -> Vec<String> {
-    let labels = format!("device={},operation={operation}", name(device));
+    let labels = format!("device={},operation={operation}", device.name());
     vec![
         format!("{BYTES}{{{labels}}} {bytes}"),
         format!("{AT_DEVICE}{{{labels}}} {count}"),
@@ -42,14 +38,14 @@ fn said(agent: &Agent, cgroup: &Cgroup, device: &LoopDevice) -> Vec<String> {
 
 pub(crate) fn said_in(scrape: &Exposition, cgroup: &Cgroup, device: &LoopDevice) -> Vec<String> {
     let mut said = scrape.of_cgroup(&label(cgroup));
-    said.retain(|line| line.contains(&format!("device={},", name(device))));
+    said.retain(|line| line.contains(&format!("device={},", device.name())));
     said
 }
 
 /// The same and so many fsyncs.
 fn moved_and_flushed(device: &LoopDevice, count: u64, flushes: u64) -> Vec<String> {
     let mut all = moved(device, "write", count, count * 4096);
-    let labels = format!("device={},operation=flush", name(device));
+    let labels = format!("device={},operation=flush", device.name());
     all.push(format!("{IO}{{{labels}}} {flushes}"));
     all.sort();
     all
@@ -77,7 +73,7 @@ struct QueueSetting {
 
 impl QueueSetting {
     fn set(device: &LoopDevice, setting: &str, value: &str) -> Self {
-        let file = PathBuf::from(format!("/sys/block/{}/queue/{setting}", name(device)));
+        let file = PathBuf::from(format!("/sys/block/{}/queue/{setting}", device.name()));
         let before = fs::read_to_string(&file).unwrap();
         fs::write(&file, value).unwrap();
         Self { file, before }
@@ -136,7 +132,7 @@ fn sixty_four_mebibytes_are_all_there() {
 
 /// Reads or writes that the block layer has counted.
 fn requests(device: &LoopDevice, operation: &str) -> u64 {
-    let text = fs::read_to_string(format!("/sys/block/{}/stat", name(device))).unwrap();
+    let text = fs::read_to_string(format!("/sys/block/{}/stat", device.name())).unwrap();
     let column = if operation == "read" { 0 } else { 4 };
     let count = text.split_whitespace().nth(column).unwrap();
     count.parse().unwrap()
@@ -207,7 +203,7 @@ pub(crate) fn assert_issue_hook_steps_in(agent: &Agent) {
     let device = LoopDevice::new(MIB).unwrap();
     let _off = QueueSetting::set(&device, "iostats", "0");
     let untimed = || agent.scrape().count("sentry_disk_io_untimed_total", &[]);
-    let labels = format!("{{device={},operation=read}}", name(&device));
+    let labels = format!("{{device={},operation=read}}", device.name());
     let expected = [
         format!("{BYTES}{labels} 81920"),
         format!("{AT_DEVICE}{labels} 0"),
@@ -267,7 +263,7 @@ fn failed_reads_are_errors_and_no_reads() {
     let _io = IoController::on();
     let agent = Agent::start("--probes disk");
     let device = LoopDevice::new(MIB).unwrap();
-    let backing = format!("/sys/block/{}/loop/backing_file", name(&device));
+    let backing = format!("/sys/block/{}/loop/backing_file", device.name());
     let backing = fs::read_to_string(backing).unwrap();
     let backing = fs::OpenOptions::new().write(true).open(backing.trim_end());
     // What lies beyond the end of the file cannot be read.
@@ -286,7 +282,7 @@ fn failed_reads_are_errors_and_no_reads() {
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert!(stderr.contains("Input/output error"), "{stderr}");
         }
-        let labels = format!("device={},error=io,operation=read", name(&device));
+        let labels = format!("device={},error=io,operation=read", device.name());
         let mut expected = moved(&device, "read", 11, 11 * 4096);
         expected.push(format!("{ERRORS}{{{labels}}} 7"));
         expected.sort();

@@ -564,7 +564,7 @@ fn said(log: &str, level: &str) -> Vec<String> {
 /// Asserts that reads of a disk belong to the containers that do them, each another number of them.
 fn assert_reads(agent: &Agent, readers: &[(&Seat, Owner)]) {
     let device = LoopDevice::new(1 << 20).unwrap();
-    let name = device.path().file_name().unwrap().to_str().unwrap();
+    let name = device.name();
     undisturbed(&device, || {
         let reads = || {
             let labels = [("device", name), ("operation", "read")];

@@ -242,7 +242,7 @@ fn every_event_is_under_its_pod() {
     let listener = Server::listen("", &[]);
     let port = listener.port();
     let device = LoopDevice::new(MIB).unwrap();
-    let name = device.path().file_name().unwrap().to_str().unwrap();
+    let name = device.name();
     undisturbed(&device, || {
         let of_device = |operation: &'static str| [("device", name), ("operation", operation)];
         let look = |scrape: &Exposition| {
@@ -859,7 +859,7 @@ fn what_is_written_back_belongs_to_the_container_whose_file_it_is() {
     let root = std::fs::File::open(files.folder.path()).unwrap();
     rustix::fs::syncfs(&root).unwrap();
     let scrape = agent.scrape();
-    let name = files.device.path().file_name().unwrap().to_str().unwrap();
+    let name = files.device.name();
     let written = by_owner(&scrape, BYTES, &[("device", name), ("operation", "write")]);
     println!("{written:?}");
     for (resident, mib) in sizes {
@@ -896,7 +896,7 @@ fn without_the_io_controller_all_io_is_the_roots() {
     ];
     assert_eq!(agent.scrape().value("sentry_probe_up", &verdict), 1.0);
     let device = LoopDevice::new(MIB).unwrap();
-    let name = device.path().file_name().unwrap().to_str().unwrap();
+    let name = device.name();
     let cgroup = disk_cgroup("io-off");
     let file = device.path().display();
     let args = format!("write --file {file} --direct --count 25");

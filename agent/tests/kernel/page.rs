@@ -208,7 +208,7 @@ fn page_under_load() {
         "workloads": [name_of(&web), name_of(&refused), name_of(&hostile), name_of(&readers[0])],
         "refused": name_of(&refused),
         "reader": name_of(&readers[0]),
-        "devices": devices.each_ref().map(|device| device.path().file_name().unwrap().to_str().unwrap()),
+        "devices": devices.each_ref().map(LoopDevice::name),
     });
     let port = listener.port();
     let files = devices

@@ -79,7 +79,7 @@ fn a_storm_of_reads_loses_no_count() {
     print_cost("reads", &before, &after, start.elapsed().as_secs_f64());
     let operations = load::count(&reads, "operations");
     assert!(operations > 1000, "{reads}");
-    let name = device.path().file_name().unwrap().to_str().unwrap();
+    let name = device.name();
     let labels = [
         ("cgroup", &*label(&cgroup)),
         ("device", name),

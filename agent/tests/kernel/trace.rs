@@ -436,7 +436,7 @@ fn requests_have_their_sectors_and_bytes() {
 fn requests(hook: &str) {
     let (device, other) = (LoopDevice::new(MIB).unwrap(), LoopDevice::new(MIB).unwrap());
     let file = device.path().display();
-    let name = device.path().file_name().unwrap().to_str().unwrap();
+    let name = device.name();
     for given in [name.to_owned(), file.to_string()] {
         let cgroup = disk_cgroup("disk");
         let args = format!("--count 50 --size 8192 --direct --span {MIB}");
@@ -811,7 +811,7 @@ fn requests_that_fail_are_lines() {
 fn failures(hook: &str) {
     let device = LoopDevice::new(MIB).unwrap();
     let file = device.path().display();
-    let name = device.path().file_name().unwrap().to_str().unwrap();
+    let name = device.name();
     let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).unwrap();
     let backing = fs::OpenOptions::new().write(true).open(backing.trim_end());
     // What lies beyond the end of the file cannot be read.

@@ -682,8 +682,9 @@ impl Fio {
     /// The same, direct, by so many threads on as many CPUs, where their requests complete as well.
     pub(crate) fn pinned(threads: usize) -> Result<Self> {
         let device = device()?;
-        let name = device.path().file_name().context("no name")?;
-        let queue = Path::new("/sys/block").join(name).join("queue/rq_affinity");
+        let queue = Path::new("/sys/block")
+            .join(device.name())
+            .join("queue/rq_affinity");
         fs::write(&queue, "2").with_context(|| queue.display().to_string())?;
         let cpus: Vec<String> = cpu::allowed()?
             .iter()
